@@ -1,0 +1,9 @@
+"""Faults the user can mend: the message says what, where and what to do; the command line exits with code 2."""
+
+
+class UserError(ValueError):
+    """Bad input or an impossible request. The message names the file or field, the fault and the remedy."""
+
+
+class GraphMismatchError(RuntimeError):
+    """A network did something else when run than when it was recorded, so its stages would disagree."""
