@@ -1,0 +1,261 @@
+"""Volumes onto the network's grid (RAS, spacing, intensity window), cached case by case, and labels back."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lampseg.config import DataConfig
+from lampseg.data.dataset import Case
+from lampseg.data.volume import Volume, read_label, read_volume, remove_if_there, spacing_of
+from lampseg.errors import UserError
+
+FORMAT_VERSION = 1
+"""Raise it whenever the same files and options would give other cached arrays."""
+POINTS = 10_000
+"""Voxel coordinates kept per class, from which the centres of positive patches are drawn."""
+
+Affine = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class GridInfo:
+    """Two grids over one body: the input file's and the network's (affines: voxel index -> mm, RAS+)."""
+
+    input_shape: tuple[int, int, int]
+    input_affine: Affine
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the network's grid, in mm."""
+        x, y, z = spacing_of(self.affine)
+        return (float(x), float(y), float(z))
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the network's grid, as files that `np.load(..., mmap_mode="r")` opens without reading them."""
+
+    id: str
+    image: Path
+    """.npy, float32 (X, Y, Z), intensities as the network reads them."""
+    label: Path | None
+    """.npy, uint8 (X, Y, Z)."""
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    annotated: tuple[int, ...]
+    """Class indices from 1 whose label is known; none for a case without a label map."""
+    voxels: tuple[int, ...]
+    """Voxels per class, background first; all 0 without a label map."""
+    points: Path | None
+    """.npz, `class_<index>`: int32 (up to 10000, 3), random voxels of that class."""
+
+
+def image_to_network(volume: Volume, *, data: DataConfig) -> tuple[npt.NDArray[np.float32], GridInfo]:
+    """RAS axis order, trilinear resampling to `data.spacing`, then the intensity window.
+
+    Returns:
+        The image (X, Y, Z), in [0, 1] with a window, else of zero mean and unit deviation; and both grids.
+    """
+    from monai.transforms import NormalizeIntensity, ScaleIntensityRange  # here: importing MONAI takes seconds
+
+    image, affine = _to_grid(volume.array, volume.affine, data, mode="bilinear")
+    if data.window is None:
+        image = NormalizeIntensity()(image)
+    else:
+        low, high = data.window
+        image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
+    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy()[0], dtype=np.float32)
+    return array, GridInfo(_triple(volume.array.shape), volume.affine, _triple(array.shape), affine)
+
+
+def labels_to_grid(labels: npt.NDArray[Any], info: GridInfo) -> npt.NDArray[Any]:
+    """Class indices on the network's grid -> the input file's grid (nearest neighbour), keeping the integer type.
+
+    Exact, voxel for voxel, where the two grids differ only by the order and direction of their axes.
+    """
+    assert labels.shape == info.shape
+    assert labels.dtype.kind in "iu"
+    mapping = np.linalg.solve(info.affine, info.input_affine)
+    mapping = np.where(np.abs(mapping - np.rint(mapping)) < 1e-6, np.rint(mapping), mapping)  # rounding noise
+    out: npt.NDArray[Any] = ndimage.affine_transform(
+        labels, mapping, output_shape=info.input_shape, order=0, mode="nearest", prefilter=False
+    )
+    return out
+
+
+def prepare(
+    cases: Sequence[Case],
+    *,
+    classes: int,
+    data: DataConfig,
+    folder: Path,
+    on_case: Callable[[str], None] | None = None,
+) -> tuple[PreparedCase, ...]:
+    """Brings every case onto the network's grid, or finds it in `folder` from an earlier call.
+
+    A case is reused only if its files (path, size, time of change), annotated classes and the options are those it
+    was prepared with. Its `<id>.json` is written last, so a killed call leaves no half case behind.
+
+    Args:
+        on_case: called with each case's id when it is ready.
+
+    Raises:
+        UserError: as `read_volume` and `read_label`; voxels of a class that is listed as not annotated; `folder`
+            cannot be written.
+    """
+    prepared = []
+    for case in cases:
+        key = _key(case, classes, data)
+        found = _cached(folder, case.id, key)
+        if found is None:
+            try:
+                found = _prepare_case(case, classes, data, folder, key)
+            except OSError as error:
+                raise UserError(
+                    f"{folder}: the preprocessed case {case.id} cannot be written ({error}); free disk space or set "
+                    "data.cache to another folder"
+                ) from error
+        prepared.append(found)
+        if on_case is not None:
+            on_case(case.id)
+    return tuple(prepared)
+
+
+def _to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: str) -> tuple[Any, Affine]:
+    """(1, X, Y, Z) float32 MetaTensor in RAS order at `data.spacing`, and its affine."""
+    import torch
+    from monai.data import MetaTensor
+    from monai.transforms import Orientation, Spacing
+
+    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+    tensor = MetaTensor(plain, affine=torch.from_numpy(affine))
+    tensor = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(tensor)
+    if data.spacing is not None:
+        tensor = Spacing(data.spacing, mode=mode, padding_mode="border", dtype=np.float32)(tensor)
+    return tensor, np.asarray(tensor.affine, dtype=np.float64)
+
+
+def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key: dict[str, Any]) -> PreparedCase:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / f"{case.id}.json"
+    record.unlink(missing_ok=True)  # from here until the end the case counts as not prepared
+    volume = read_volume(case.image)
+    image, info = image_to_network(volume, data=data)
+    _write(folder / f"{case.id}.image.npy", lambda file: np.save(file, image))
+    voxels = (0,) * classes
+    if case.label is not None:
+        label = _label_to_network(case, volume, classes, data)
+        assert label.shape == info.shape
+        voxels = tuple(int(count) for count in np.bincount(label.ravel(), minlength=classes))
+        points = _points(label, case.id, classes)
+        _write(folder / f"{case.id}.label.npy", lambda file: np.save(file, label))
+        _write(folder / f"{case.id}.points.npz", lambda file: np.savez(file, allow_pickle=False, **points))
+    facts = {"key": key, "shape": info.shape, "spacing": info.spacing, "voxels": voxels}
+    _write(record, lambda file: file.write(json.dumps(facts).encode()))
+    found = _cached(folder, case.id, key)
+    assert found is not None
+    return found
+
+
+def _label_to_network(case: Case, volume: Volume, classes: int, data: DataConfig) -> npt.NDArray[np.uint8]:
+    assert case.label is not None
+    label = read_label(case.label, classes=classes, like=volume)
+    if case.annotated is not None:
+        drawn = set(np.unique(label).tolist()) - {0, *case.annotated}
+        if drawn:
+            raise UserError(
+                f"{case.label}: holds voxels of class {', '.join(map(str, sorted(drawn)))}, which dataset.json lists "
+                f"as `not_annotated` for {case.id}; remove the entry or the voxels"
+            )
+    on_grid, _ = _to_grid(label, volume.affine, data, mode="nearest")
+    out: npt.NDArray[np.uint8] = on_grid.numpy()[0].round().astype(np.uint8)
+    return out
+
+
+def _points(label: npt.NDArray[np.uint8], case_id: str, classes: int) -> dict[str, npt.NDArray[np.int32]]:
+    """Random voxels of every class (a fixed seed: the cache must not depend on when or for which run it was made)."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8]))
+    points = {}
+    flat = label.ravel()
+    for index in range(1, classes):
+        where = np.flatnonzero(flat == index)
+        if where.size > POINTS:
+            where = np.sort(rng.choice(where, POINTS, replace=False))
+        points[f"class_{index}"] = np.stack(np.unravel_index(where, label.shape), axis=1).astype(np.int32)
+    return points
+
+
+def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
+    def stamp(path: Path) -> list[Any] | None:
+        try:
+            state = path.stat()
+        except OSError:
+            return None  # reading it will say what is wrong
+        return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+    return {
+        "version": FORMAT_VERSION,
+        "image": stamp(case.image),
+        "label": None if case.label is None else stamp(case.label),
+        "annotated": list(_annotated(case, classes)),
+        "classes": classes,
+        "spacing": None if data.spacing is None else list(data.spacing),
+        "window": None if data.window is None else list(data.window),
+    }
+
+
+def _annotated(case: Case, classes: int) -> tuple[int, ...]:
+    if case.label is None:
+        return ()
+    return tuple(range(1, classes)) if case.annotated is None else case.annotated
+
+
+def _cached(folder: Path, case_id: str, key: dict[str, Any]) -> PreparedCase | None:
+    try:
+        facts = json.loads((folder / f"{case_id}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or facts.get("key") != key:
+        return None
+    image = folder / f"{case_id}.image.npy"
+    label = None if key["label"] is None else folder / f"{case_id}.label.npy"
+    points = None if key["label"] is None else folder / f"{case_id}.points.npz"
+    if not all(path.is_file() for path in (image, label, points) if path is not None):
+        return None
+    x, y, z = facts["spacing"]
+    return PreparedCase(
+        case_id,
+        image,
+        label,
+        _triple(facts["shape"]),
+        (x, y, z),
+        tuple(key["annotated"]),
+        tuple(facts["voxels"]),
+        points,
+    )
+
+
+def _write(path: Path, fill: Callable[[Any], object]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            fill(file)
+        os.replace(partial, path)
+    except OSError:
+        remove_if_there(partial)
+        raise
+
+
+def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = shape
+    return (int(x), int(y), int(z))

@@ -1,0 +1,225 @@
+"""The report's charts: training curves, the plan as a picture, Dice by organ and Dice against seconds."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.ndimage import uniform_filter1d
+
+from lampseg.evaluation.comparison import Comparison, row_dice
+from lampseg.evaluation.metrics import StageTotals
+from lampseg.evaluation.run_folder import PlanStage, PlanView, RunFolder
+from lampseg.evaluation.tables import byte_unit
+
+# Okabe and Ito's colours, told apart with any colour vision and, mostly, in grey print.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_BANDS = ("#eef2f6", "#ffffff")
+
+
+def data_uri(figure: Figure, *, kind: Literal["svg", "png"] = "svg") -> str:
+    """The figure as a `data:` address for an HTML page; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    # A fixed salt and no date, so that an unchanged report stays the same file.
+    with mpl.rc_context({"svg.hashsalt": "lampseg"}):
+        figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def plain(name: str) -> str:
+    """A name for a figure's label: no `$` starts a formula, no leading `_` hides it from the legend."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def training_curves(run: RunFolder) -> Figure:
+    """Loss of every step with its moving average, above the validation Dice; bands are curriculum stages."""
+    with_dice = bool(run.validations)
+    figure = Figure(figsize=(9, 5.4 if with_dice else 3.4), layout="constrained")
+    rows = figure.subplots(2 if with_dice else 1, 1, sharex=True, squeeze=False)[:, 0]
+    loss: Axes = rows[0]
+    for stage in sorted({s.stage for s in run.steps}):
+        shown = [(s.step, s.loss) for s in run.steps if s.stage == stage and np.isfinite(s.loss)]
+        if not shown:
+            continue
+        x, y = np.asarray(shown).T
+        first = not loss.lines
+        loss.plot(x, y, color=COLOURS[4], linewidth=0.7, label="loss of a step" if first else None)
+        # Within the stage only: the loss jumps where the patch changes.
+        width = max(1, min(50, len(y) // 8))
+        mean = uniform_filter1d(y, width, mode="nearest")
+        loss.plot(x, mean, color=COLOURS[0], linewidth=1.8, label="moving average" if first else None)
+    loss.set_ylabel("loss")
+    if loss.lines:
+        loss.legend(loc="upper right", frameon=False, fontsize=8)
+    for axes in rows:
+        _stage_bands(axes, run, named=axes is loss)
+        axes.grid(axis="y", color="#d0d0d0", linewidth=0.5)
+    if with_dice:
+        _validation_points(rows[1], run)
+    rows[-1].set_xlabel("optimizer step")
+    return figure
+
+
+def _stage_bands(axes: Axes, run: RunFolder, *, named: bool) -> None:
+    for stage in sorted({s.stage for s in run.steps}):
+        steps = [s.step for s in run.steps if s.stage == stage]
+        low, high = min(steps) - 0.5, max(steps) + 0.5
+        axes.axvspan(low, high, color=_BANDS[stage % 2], zorder=0, linewidth=0)
+        if named:
+            axes.text(
+                (low + high) / 2,
+                1.02,
+                run.patch_text(stage),
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=9,
+            )
+    if run.steps:
+        axes.set_xlim(run.steps[0].step - 0.5, run.steps[-1].step + 0.5)
+
+
+def _validation_points(axes: Axes, run: RunFolder) -> None:
+    names = list(dict.fromkeys(name for v in run.validations for name in v.dice))
+    for i, name in enumerate(names):
+        points = [(v.step, d) for v in run.validations if (d := v.dice.get(name)) is not None]
+        if points:
+            x, y = np.asarray(points).T
+            axes.plot(x, y, ".-", color=f"C{i % 10}", linewidth=0.6, markersize=3, label=plain(name), alpha=0.8)
+    mean = [(v.step, v.score) for v in run.validations if v.score is not None]
+    if mean:
+        x, y = np.asarray(mean).T
+        axes.plot(x, y, "o-", color="black", linewidth=1.4, markersize=5, label="mean")
+    if run.best is not None and run.best.score is not None:
+        axes.plot(run.best.step, run.best.score, "*", color=COLOURS[5], markersize=14, label="selected", zorder=5)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylabel("validation Dice")
+    if axes.lines:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
+
+
+def plan_picture(plan: PlanView, *, measured: StageTotals | None = None) -> Figure:
+    """Who holds what: bytes of each device in layers, and its share of the computing time, planned and measured.
+
+    Activations count once per micro-batch in flight. Measured values are drawn where there are as many ranks
+    as the plan has stages.
+    """
+    stages = plan.stages
+    count = len(stages)
+    figure = Figure(figsize=(9, 1.5 + 0.62 * count), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1.6))
+    y = np.arange(count)
+    peaks = measured.peak_bytes if measured and len(measured.peak_bytes) == count else ()
+    parts = [held_bytes(stage) for stage in stages]
+    scale, unit = byte_unit(max([sum(p.values()) for p in parts] + [s.peak_bytes for s in stages] + [*peaks]))
+    base = np.zeros(count)
+    for colour, name in zip(COLOURS, parts[0] if parts else ()):
+        width = np.asarray([p[name] for p in parts]) / scale
+        left.barh(y, width, left=base, height=0.6, color=colour, label=name, edgecolor="white", linewidth=0.5)
+        base += width
+    planned = [s.peak_bytes / scale for s in stages]
+    left.vlines(planned, y - 0.38, y + 0.38, color="black", linewidth=2, label="planned peak")
+    if peaks:
+        left.plot([p / scale for p in peaks], y, "D", color="black", markersize=5, label="measured peak")
+    left.set_yticks(y, [f"device {i}\n{plain(modules_text(s, limit=22))}" for i, s in enumerate(stages)], fontsize=8)
+    left.set_xlabel(f"memory ({unit})")
+    left.set_xlim(left=0)
+    _shares(right, plan, measured)
+    for axes in (left, right):
+        axes.set_ylim(count - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _shares(axes: Axes, plan: PlanView, measured: StageTotals | None) -> None:
+    count = len(plan.stages)
+    y = np.arange(count)
+    busy = measured.busy_share if measured and len(measured.busy_share) == count else ()
+    height, offset = (0.3, 0.16) if busy else (0.6, 0.0)
+    series = [("share of time, planned", [s.time_share for s in plan.stages], y - offset, "#777777")]
+    if busy:
+        series.append(("share of time, measured", list(busy), y + offset, "#222222"))
+    for name, values, where, colour in series:
+        bars = axes.barh(where, [100 * v for v in values], height=height, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=8)
+    axes.set_yticks([])
+    axes.set_xlabel("share of computing time (%)")
+    axes.set_xlim(0, 120 * max([v for _, values, _, _ in series for v in values] + [0.01]))
+
+
+def held_bytes(stage: PlanStage) -> dict[str, float]:
+    """The layers of a device's bar, in bytes, from the bottom."""
+    return {
+        "parameters": stage.parameter_bytes,
+        "gradients + optimizer": stage.gradient_bytes + stage.optimizer_bytes,
+        "activations in flight": stage.activation_bytes * stage.in_flight,
+        "boundary buffers": stage.receive_bytes + stage.send_bytes,
+    }
+
+
+def modules_text(stage: PlanStage, *, limit: int) -> str:
+    """The stage's first and last module, shortened to about `limit` characters."""
+    if not stage.modules:
+        return f"operations {stage.first}-{stage.last - 1}"
+    ends = list(dict.fromkeys((stage.modules[0], stage.modules[-1])))
+    each = limit // len(ends)
+    return " ... ".join(name if len(name) <= each else f"{name[: each - 2]}.." for name in ends)
+
+
+def dice_bars(comparison: Comparison) -> Figure:
+    """Mean Dice of each organ and the average, a bar per method; dots are the single cases."""
+    names = [*comparison.organs, "average"]
+    rows = comparison.rows
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        x = np.arange(len(names)) - 0.4 + width * (i + 0.5)
+        # An organ scored in no case has no bar, which is not a bar of height 0.
+        heights = [np.nan if d is None else d for d in row_dice(row)]
+        axes.bar(x, heights, width=0.92 * width, color=COLOURS[i % len(COLOURS)], label=plain(row.label))
+        for case in row.evaluation.cases:
+            dots = [np.nan if d is None else d for d in (*case.dice, case.average)]
+            axes.plot(x, dots, ".", color="#333333", markersize=3, alpha=0.7)
+    axes.set_xticks(range(len(names)), map(plain, names), rotation=20, ha="right", fontsize=8)
+    axes.axvline(len(names) - 1.5, color="#aaaaaa", linewidth=0.8)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("Dice")
+    axes.grid(axis="y", color="#d0d0d0", linewidth=0.5)
+    axes.set_axisbelow(True)
+    _legend_above(figure, len(rows))
+    return figure
+
+
+def dice_against_seconds(comparison: Comparison) -> Figure:
+    """Average Dice of each method against its seconds per volume (as in Figure 1 of the paper)."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    drawn: list[float] = []
+    for i, row in enumerate(comparison.rows):
+        average = row.evaluation.average
+        if average is not None:
+            marker, colour = "osD^vP*X"[i % 8], COLOURS[i % len(COLOURS)]
+            axes.plot(row.seconds_per_volume, average, marker, color=colour, markersize=9, label=plain(row.label))
+            drawn.append(average)
+    seconds: Sequence[float] = [row.seconds_per_volume for row in comparison.rows]
+    axes.set_xlim(0, 1.1 * max(seconds) or 1.0)
+    if drawn:
+        axes.set_ylim(max(0.0, min(drawn) - 0.1), min(1.0, max(drawn) + 0.1))
+    axes.set_xlabel("seconds per volume")
+    axes.set_ylabel("average Dice")
+    axes.grid(color="#d0d0d0", linewidth=0.5)
+    _legend_above(figure, len(drawn))
+    return figure
+
+
+def _legend_above(figure: Figure, entries: int) -> None:
+    if entries:
+        figure.legend(loc="outside upper center", ncols=min(2, entries), frameon=False, fontsize=8)

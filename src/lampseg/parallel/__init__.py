@@ -1,0 +1,1 @@
+"""Executes a Plan on a group of processes."""

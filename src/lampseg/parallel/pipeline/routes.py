@@ -1,0 +1,70 @@
+"""Routes: which values one stage receives and sends, from and to whom, in which order.
+
+A value goes straight from the stage that makes it to every stage that reads it, once each: the boundary between
+neighbours and a skip over several stages are the same thing. The order is the order in which values become final, so
+that messages between two ranks match without tags; gradients travel the same way back, in reverse order.
+"""
+
+from dataclasses import dataclass
+
+from lampseg.partition.graph import Value, ValueId
+from lampseg.partition.placement import Placement
+
+
+@dataclass(frozen=True)
+class Route:
+    """One value on its way from the stage that makes it to one that reads it."""
+
+    value: Value
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Routes:
+    """What one stage exchanges for one micro-batch."""
+
+    receives: tuple[Route, ...]
+    sends: dict[int, tuple[Route, ...]]
+    """By the operation after which they are ready (-1: the input itself)."""
+    last_read: dict[ValueId, int]
+    """The last operation of this stage that reads a received value; it may be released then."""
+
+    @property
+    def gradients_out(self) -> tuple[Route, ...]:
+        """Received values whose gradient this stage returns, in the order of sending."""
+        return tuple(route for route in reversed(self.receives) if route.value.carries_gradient)
+
+    @property
+    def gradients_in(self) -> tuple[Route, ...]:
+        """Sent values whose gradient comes back, in the order of receiving."""
+        sends = [route for ready in sorted(self.sends) for route in self.sends[ready]]
+        return tuple(route for route in reversed(sends) if route.value.carries_gradient)
+
+
+def routes_of(placement: Placement, stage: int) -> Routes:
+    """The routes that begin or end at a stage."""
+    graph = placement.graph
+    receives: list[Route] = []
+    sends: dict[int, list[Route]] = {}
+    consumers = placement.consumers()
+    for value in sorted(consumers, key=lambda v: (graph.ready_at(v), v)):
+        source = placement.stage_of(value[0])
+        for target in consumers[value]:
+            route = Route(graph.values[value], source, target)
+            if target == stage:
+                receives.append(route)
+            if source == stage:
+                sends.setdefault(graph.ready_at(value), []).append(route)
+    received = {route.value.id for route in receives}
+    last_read = {
+        value: op.index
+        for op in graph.operations
+        if placement.stage_of(op.index) == stage
+        for value in op.reads
+        if value in received
+    }
+    for value in graph.outputs:
+        if value in received:
+            last_read[value] = len(graph.operations)
+    return Routes(tuple(receives), {ready: tuple(routes) for ready, routes in sends.items()}, last_read)

@@ -1,0 +1,1 @@
+"""Training: the curriculum, the loss, the trainer and its checkpoints."""

@@ -1,0 +1,76 @@
+"""Runs a function on several processes with gloo; a failure or a hang in one of them ends all and is reported."""
+
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lampseg.parallel.world import World
+
+
+def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 120) -> list[Any]:
+    """Calls `function(rank, *args)` on `size` processes and returns what each returned, in rank order."""
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        processes = [
+            context.Process(target=_main, args=(function, rank, size, folder, timeout, args), daemon=True)
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout
+        try:
+            while any(process.is_alive() for process in processes):
+                if any(process.exitcode not in (None, 0) for process in processes):
+                    break
+                assert time.monotonic() < deadline, f"the ranks did not end within {timeout} s"
+                time.sleep(0.02)
+            if any(process.exitcode != 0 for process in processes):
+                time.sleep(0.3)  # the others may still be writing what they saw
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        errors = [f"rank {path.suffix[1:]}:\n{path.read_text()}" for path in sorted(folder.glob("error.*"))]
+        assert not errors, "\n".join(errors)
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * size, f"exit codes {codes}"
+        return [torch.load(folder / f"result.{rank}", weights_only=False) for rank in range(size)]
+
+
+def _main(
+    function: Callable[..., Any], rank: int, size: int, folder: Path, timeout: float, args: tuple[Any, ...]
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
+        torch.save(function(rank, *args), folder / f"result.{rank}")
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        (folder / f"error.{rank}").write_text(traceback.format_exc())
+        raise
+
+
+def sub_world(size: int) -> World | None:
+    """A world of the first `size` ranks; every rank must call it; None on the others."""
+    ranks = list(range(size))
+    forward, backward, control = (dist.new_group(ranks) for _ in range(3))
+    rank = dist.get_rank()
+    if rank >= size:
+        return None
+    return World(rank, size, torch.device("cpu"), forward, backward, control)

@@ -1,0 +1,112 @@
+"""The report's figures show the numbers they are given."""
+
+import json
+from pathlib import Path
+
+import matplotlib.colors
+import nibabel
+import numpy as np
+import pytest
+
+from lampseg.errors import UserError
+from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, SliceView
+from lampseg.evaluation.figures import data_uri, dice_against_seconds, dice_bars, plan_picture, training_curves
+from lampseg.evaluation.run_folder import read_run
+from lampseg.evaluation.slices import slice_figure
+from tests.unit.fake_run import NAMES, comparison, make_run, slice_view
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+def test_plan_picture_stacks_the_bytes_each_device_holds(run: Path) -> None:
+    folder = read_run(run)
+    left, right = plan_picture(folder.plans[0], measured=folder.totals(0)).axes
+    ends = [
+        max(bar.get_x() + bar.get_width() for bar in left.patches if round(bar.get_center()[1]) == i) for i in (0, 1)
+    ]
+    # parameters + gradients and optimizer + activations x in flight + boundary buffers, in MiB
+    assert ends == pytest.approx([6 + 13 + 2 * 20 + 2, 6 + 13 + 20 + 3])
+    measured = next(line for line in left.lines if line.get_label() == "measured peak")
+    assert list(measured.get_xdata()) == [120, 90]
+    assert sorted(bar.get_width() for bar in right.patches) == pytest.approx([25, 45, 55, 75])
+
+
+def test_plan_picture_of_one_device_and_nothing_measured(run: Path) -> None:
+    tree = json.loads((run / "plan.json").read_text())
+    tree["plans"][0]["stages"] = tree["plans"][0]["stages"][:1]
+    (run / "plan.json").write_text(json.dumps(tree))
+    folder = read_run(run)  # two ranks were measured, which this plan of one device does not know
+    left, right = plan_picture(folder.plans[0], measured=folder.totals(0)).axes
+    assert not left.lines
+    assert len(right.patches) == 1
+    assert len(plan_picture(folder.plans[0]).axes[1].patches) == 1
+
+
+def test_training_curves_show_stages_means_and_the_selected_step(run: Path) -> None:
+    loss, dice = training_curves(read_run(run)).axes
+    assert [text.get_text() for text in loss.texts] == ["32 x 32 x 32", "whole volumes"]
+    raw, mean = loss.lines[0], loss.lines[1]
+    assert raw.get_ydata() == pytest.approx([1 / i for i in range(1, 21)])
+    assert mean.get_ydata()[10] == pytest.approx((raw.get_ydata()[9] + raw.get_ydata()[10]) / 2)
+    assert list(loss.lines[3].get_xdata()) == list(range(21, 31))  # the average does not cross stages
+    star = next(line for line in dice.lines if line.get_label() == "selected")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (25, 0.62)
+    assert "Chiasm" not in [line.get_label() for line in dice.lines]  # never scored
+
+
+def test_bars_and_scatter_show_the_means() -> None:
+    axes = dice_bars(comparison()).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == pytest.approx([0.85, 0.5, 0.7, 0.683333, 0.6, 0.6, 0.5, 0.566667])
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in dice_against_seconds(comparison()).axes[0].lines]
+    assert np.asarray(points) == pytest.approx(np.asarray([(0.5, 0.683333), (4.25, 0.566667)]))
+    unscored = Evaluation.from_cases({"a": (None, None, None)}, class_names=NAMES)
+    lone = Comparison((ComparisonRow("none", unscored, 0.0),))
+    assert data_uri(dice_bars(lone)).startswith("data:image/svg")
+    assert data_uri(dice_against_seconds(lone))
+
+
+def test_slices_go_through_the_organ_with_both_contours() -> None:
+    view = slice_view()
+    assert view.shown_class == 1
+    assert view.truth[view.centre] == 1
+    figure = slice_figure(view)
+    axial = figure.axes[2]
+    assert axial.get_title() == f"axial, slice {view.centre[2]}"
+    assert [contour.linestyles for contour in axial.collections] == ["solid", "dashed"]  # truth, prediction
+    assert matplotlib.colors.same_color(
+        axial.collections[0].get_edgecolor()[0], axial.collections[1].get_edgecolor()[0]
+    )
+    low, high = axial.collections[0].get_paths()[0].get_extents().get_points()
+    assert (low, high) == (pytest.approx([11.5, 5.25]), pytest.approx([16.5, 12.75]))  # mm, half a voxel outside
+    left, right = axial.get_xlim()
+    assert left > right  # the patient's right is on the left
+    close = figure.axes[5]
+    assert abs(np.diff(close.get_xlim())[0]) < abs(left - right) + 1
+
+
+def test_slices_of_an_organ_that_is_not_there() -> None:
+    view = slice_view()
+    absent = SliceView("x", view.image, view.truth * 0, view.prediction * 0, NAMES, view.spacing, organ="Chiasm")
+    assert absent.centre == (10, 8, 6)
+    assert data_uri(slice_figure(absent), kind="png").startswith("data:image/png;base64,")
+
+
+def test_slices_from_files_of_any_orientation(tmp_path: Path) -> None:
+    view = slice_view()
+    affine = np.diag([-1.0, 1.5, 2.0, 1.0])  # stored from right to left
+    paths = []
+    for name in ("image", "truth", "prediction"):
+        array = getattr(view, name)[::-1]
+        paths.append(tmp_path / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(array, affine), paths[-1])
+    read = SliceView.from_files(*paths, title="x", class_names=NAMES)
+    assert read.spacing == pytest.approx(view.spacing)
+    np.testing.assert_array_equal(read.truth, view.truth)
+    np.testing.assert_allclose(read.image, view.image)
+    nibabel.save(nibabel.Nifti1Image(view.truth[:5], affine), paths[1])
+    with pytest.raises(UserError, match=r"truth\.nii\.gz: shape \(5, 16, 12\), but"):
+        SliceView.from_files(*paths, title="x", class_names=NAMES)

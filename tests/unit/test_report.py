@@ -1,0 +1,236 @@
+"""The report: one page without any outside reference, from whatever the run folder holds."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from rich.console import Console
+
+from lampseg.errors import UserError
+from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, summary_paragraph, write_report
+from lampseg.evaluation.figures import training_curves
+from lampseg.evaluation.run_folder import read_run
+from lampseg.partition import Plan, Stage, plans_to_json
+from tests.unit.fake_run import MIB, NAMES, comparison, make_run, plan_stage, slice_view, step_line, validation_line
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, and the text it would show."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        fetching = ("src", "href", "srcset", "data", "poster", "action", "background", "style")
+        self.references += [value or "" for name, value in attrs if name in fetching]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything a page can hold; for tests that only read it."""
+    folder = make_run(tmp_path_factory.mktemp("whole") / "run")
+    return write_report(folder, comparison=comparison(), slices=[slice_view()])
+
+
+def test_page_is_self_contained_and_complete(report: Path) -> None:
+    path, page = report, Page(report)
+    assert path.name == "report.html"
+    assert len(page.references) == 6  # bars, scatter, curves, two plans, slices
+    assert all(re.match(r"data:image/(svg\+xml|png);base64,[A-Za-z0-9+/=]+$", r) for r in page.references)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert "http:" not in path.read_text()
+    assert "https:" not in path.read_text()
+    assert "url(" not in path.read_text()
+    assert "@import" not in path.read_text()
+    for section in ("Results", "Training", "Split over devices", "Slices", "Configuration", "Environment"):
+        assert section in page.words
+    assert not [p for p in report.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_pictures_refer_to_nothing_outside_themselves(report: Path) -> None:
+    for uri in Page(report).references:
+        head, content = uri.split(",", 1)
+        data = base64.b64decode(content)
+        if "png" in head:
+            assert data.startswith(b"\x89PNG")
+            continue
+        links = re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', data.decode("utf-8"))
+        assert links
+        assert all((a or b).startswith("#") for a, b in links)
+
+
+def test_names_are_escaped(report: Path) -> None:
+    html = report.read_text()
+    assert "<script>alert" not in html
+    assert "<b>&" not in html
+    assert "Parotid_<L>" not in html
+    text = Page(report).text
+    assert "<script>alert(1)</script>" in text
+    assert "Parotid_<L>" in text
+    assert "case <a>" in text
+
+
+def test_the_same_run_gives_the_same_page_and_no_global_figures(report: Path) -> None:
+    first = report.read_bytes()
+    assert write_report(report.parent, comparison=comparison(), slices=[slice_view()]).read_bytes() == first
+    assert not Gcf.figs
+
+
+def test_summary_says_what_was_done_and_found(run: Path, report: Path) -> None:
+    text = summary_paragraph(read_run(run), comparison=comparison())
+    assert text == (
+        "unet (filters 8, 3.0 million parameters) was trained on 2 devices for 30 optimizer steps in 2 of 3 "
+        "curriculum stages (32 x 32 x 32, then whole volumes); the steps took 25 s in all. "
+        "The selected model is that of step 25, with a mean validation Dice of 0.620. "
+        "Average Dice on 2 cases, and time per volume: whole volume: 0.683 in 0.5 s; "
+        "_sliding window $32$: 0.567 in 4.25 s."
+    )
+    assert text in Page(report).text
+
+
+def test_evaluation_beside_the_run_is_shown(run: Path) -> None:
+    evaluation = comparison().rows[0].evaluation
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "evaluation.json").write_text(evaluation.to_json())
+    text = Page(write_report(run)).text
+    assert "Its average Dice on 2 evaluated cases is 0.683." in text
+    assert "0.850 0.500 0.700 0.683" in text  # the row of means
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"config.yaml"},
+        {"metrics.jsonl"},
+        {"plan.json"},
+        {"config.yaml", "metrics.jsonl"},
+        {"config.yaml", "plan.json", "environment.json"},
+    ],
+)
+def test_missing_pieces_are_left_out(run: Path, kept: set[str]) -> None:
+    for path in run.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    page = Page(write_report(run))
+    assert ("Configuration" in page.words) == ("config.yaml" in kept)
+    assert ("Split over devices" in page.words) == ("plan.json" in kept)
+    assert ("Training" in page.words) == ("metrics.jsonl" in kept)
+    assert ("has been recorded yet" in page.text) == ("metrics.jsonl" not in kept)
+
+
+def test_no_validation_yet(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(step_line(1, 0) + "\n")
+    (run / "best.json").unlink()
+    page = Page(write_report(run))
+    assert "No validation has been recorded yet" in page.text
+    assert "Validation" not in page.words
+    assert len(training_curves(read_run(run)).axes) == 1
+
+
+def test_validation_without_any_score(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(step_line(1, 0) + "\n" + validation_line(1, 0, None) + "\n")
+    (run / "best.json").unlink()
+    assert read_run(run).best is None
+    assert "No validation" in Page(write_report(run)).text
+
+
+def test_unfinished_last_line_is_ignored_and_others_are_counted(run: Path) -> None:
+    assert (len(read_run(run).steps), read_run(run).unreadable_lines) == (30, 0)
+    with (run / "metrics.jsonl").open("a") as file:  # resumed after the kill: the broken line is now in the middle
+        file.write("\n" + step_line(30, 1, loss=7.0) + "\n" + step_line(31, 1) + "\n")
+    resumed = read_run(run)
+    assert [s.step for s in resumed.steps] == list(range(1, 32))
+    assert resumed.steps[29].loss == 7.0  # the step done again counts
+    assert resumed.unreadable_lines == 1
+    assert "1 unreadable line of metrics.jsonl" in Page(write_report(run)).text
+
+
+def test_best_is_that_of_the_file_else_the_highest(run: Path) -> None:
+    (run / "best.json").write_text(json.dumps({"step": 20, "validation": 0.4}))
+    assert read_run(run).best.step == 20
+    (run / "best.json").unlink()
+    assert read_run(run).best.step == 25
+
+
+def test_totals_of_a_curriculum_stage(run: Path) -> None:
+    totals = read_run(run).totals(0)
+    assert (totals.steps, totals.seconds_per_step) == (20, 0.5)
+    assert totals.peak_bytes == (120 * MIB, 90 * MIB)
+    assert totals.busy_share == pytest.approx((0.75, 0.25))
+    assert read_run(run).totals(7).busy_share == ()
+
+
+def test_not_a_run_folder_and_broken_files_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: not a run folder"):
+        write_report(tmp_path / "nowhere")
+    (run / "plan.json").write_text('{"version": 1, "plans": [{"stages": [{}]}]}')
+    with pytest.raises(UserError, match=r"plan\.json: not a plan file"):
+        write_report(run)
+    (run / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: not valid JSON"):
+        write_report(run)
+    (run / "plan.json").unlink()
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_comparison_as_table_csv_and_json(tmp_path: Path) -> None:
+    value = comparison()
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(value.table())
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["│", "Chiasm", "│", "0.500", "│", "0.600", "│"] in lines
+    assert ["│", "time", "per", "volume", "│", "0.5", "s", "│", "4.25", "s", "│"] in lines
+    assert value.best() == {(0, 1), (1, 2), (2, 1), (3, 1)}
+    as_json, as_csv = value.write(tmp_path / "out")
+    assert as_csv.read_text().splitlines() == [
+        "method,BrainStem,Chiasm,Parotid_<L>,average,seconds_per_volume",
+        "whole volume,0.850000,0.500000,0.700000,0.683333,0.500000",
+        "_sliding window $32$,0.600000,0.600000,0.500000,0.566667,4.250000",
+    ]
+    tree = json.loads(as_json.read_text())
+    assert tree["rows"][1]["seconds_per_volume"] == 4.25
+    assert Evaluation.from_json(json.dumps(tree["rows"][0]["evaluation"])) == value.rows[0].evaluation
+
+
+def test_comparison_of_different_cases_warns() -> None:
+    one = Evaluation.from_cases({"a": (0.9, 0.5, 0.8)}, class_names=NAMES)
+    mixed = Comparison((*comparison().rows, ComparisonRow("other", one, 1.0)))
+    assert "do not compare" in mixed.note()
+    assert "do not compare" not in comparison().note()
+
+
+def test_the_planner_s_own_file_is_read(run: Path) -> None:
+    fields = plan_stage(0, share=1.0) | {"begins": "conv3d @ stem", "modules": ("stem", "tail")}
+    del fields["something_new"]
+    plan = Plan("unet", (1, 1, 32, 32, 32), 4, "gpipe", "all", "bfloat16", 82, "digest", (Stage(**fields),))
+    (run / "plan.json").write_text(plans_to_json([plan]))
+    (view,) = read_run(run).plans
+    assert (view.network, view.schedule, view.recompute, view.precision) == ("unet", "gpipe", "all", "bfloat16")
+    assert (view.input_shape, view.micro_batches) == (plan.input_shape, 4)
+    assert view.stages[0].modules == ("stem", "tail")
+    assert view.stages[0].activation_bytes == 20 * MIB
+    text = Page(write_report(run)).text
+    assert "0: stem ... tail" in text
+    assert "schedule gpipe" in text
