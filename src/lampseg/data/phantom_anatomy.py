@@ -88,13 +88,15 @@ def head(rng: np.random.Generator) -> tuple[Tissue, ...]:
 def _side(side: int) -> list[Tissue]:
     """What lies on each side: orbit and eye, maxillary sinus, air cells behind the jaw."""
     orbit = Ellipsoid((side * 26, 62, 2), (17, 31, 16))
+    air_cells = Box((side * 25, -6, -43), (10.5, 19, 25), rounding=6)
     return [
         Tissue(Grown(orbit, 3), 500),
         Tissue(orbit, _FAT),
         Tissue(Ellipsoid((side * 27, 80, 2), (12, 12, 12)), 12),
         Tissue(Grown(Ellipsoid((side * 26, 58, -32), (11, 14, 10)), 2.5), 400),
         Tissue(Ellipsoid((side * 26, 58, -32), (11, 14, 10)), AIR),
-        Tissue(Ellipsoid((side * 24, -4, -44), (9, 17, 24)), AIR),
+        Tissue(Grown(air_cells, 4), _FAT),
+        Tissue(air_cells, AIR),
     ]
 
 

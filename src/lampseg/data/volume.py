@@ -123,7 +123,6 @@ def write_labels(path: Path, labels: Array, affine: npt.NDArray[np.float64], *, 
     version = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = version(labels.astype(dtype), affine, None if header is None else header.copy())
     image.set_data_dtype(dtype)
-    image.header.set_slope_inter(1, 0)
     image.header.extensions.clear()
     for field in ("descrip", "aux_file", "intent_name", "cal_min", "cal_max"):
         image.header[field] = np.zeros((), image.header[field].dtype)

@@ -1,0 +1,5 @@
+"""`python -m lampseg` is the command `lampseg`."""
+
+from lampseg.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""A mini-batch as micro-batches: which draws go together, and their tensors, loaded where they are needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lampseg.config import Config, StageConfig
+from lampseg.data import Draw, Sampler
+
+AUTO_MICRO_BATCHES = 8
+
+
+def micro_batch_count(stage: StageConfig, config: Config) -> int:
+    """Into how many micro-batches a stage's mini-batch is cut.
+
+    It never depends on the number of devices: BatchNorm sees one micro-batch at a time, so a count that followed the
+    devices would change what is computed. Whole volumes have different shapes: each is a micro-batch of its own.
+    """
+    if stage.whole:
+        return stage.batch
+    wanted = stage.micro_batches or config.parallel.micro_batches
+    return min(stage.batch, AUTO_MICRO_BATCHES if wanted == "auto" else wanted)
+
+
+def cut(draws: Sequence[Draw], count: int) -> tuple[tuple[Draw, ...], ...]:
+    """Cuts a mini-batch into `count` micro-batches whose sizes differ by one at most."""
+    edges = np.linspace(0, len(draws), count + 1).round().astype(int)
+    return tuple(tuple(draws[a:b]) for a, b in zip(edges[:-1], edges[1:]))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some draws of one mini-batch; the tensors are read from disk when asked for."""
+
+    sampler: Sampler
+    draws: tuple[Draw, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the input, (N, 1, X, Y, Z)."""
+        return (len(self.draws), 1, *self.draws[0].size)
+
+    def image(self) -> Tensor:
+        """(N, 1, X, Y, Z)."""
+        array = np.stack([self.sampler.image(draw) for draw in self.draws])
+        return torch.from_numpy(array).to(self.device, self.dtype)
+
+    def target(self) -> Tensor:
+        """(N, X, Y, Z), int64."""
+        return torch.from_numpy(np.stack([self.sampler.label(draw) for draw in self.draws])).to(self.device)
+
+    def annotated(self) -> Tensor:
+        """(N, C), bool."""
+        return torch.from_numpy(np.stack([self.sampler.annotated(draw) for draw in self.draws])).to(self.device)
+
+    def valid(self) -> Tensor | None:
+        """(N, X, Y, Z), bool; None if nothing is padding."""
+        masks = np.stack([self.sampler.valid(draw) for draw in self.draws])
+        return None if masks.all() else torch.from_numpy(masks).to(self.device)
