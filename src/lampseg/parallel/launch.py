@@ -48,6 +48,7 @@ def launch(arguments: Sequence[str], *, processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(processes)))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    os.environ["LAMPSEG_PREPARED"] = "1"  # the workers need not prepare the run again
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,

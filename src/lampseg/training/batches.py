@@ -1,5 +1,6 @@
 """A mini-batch as micro-batches: which draws go together, and their tensors, loaded where they are needed."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ def micro_batch_count(stage: StageConfig, config: Config) -> int:
 def cut(draws: Sequence[Draw], count: int) -> tuple[tuple[Draw, ...], ...]:
     """Cuts a mini-batch into `count` micro-batches whose sizes differ by one at most."""
     edges = np.linspace(0, len(draws), count + 1).round().astype(int)
-    return tuple(tuple(draws[a:b]) for a, b in zip(edges[:-1], edges[1:]))
+    return tuple(tuple(draws[a:b]) for a, b in itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""The command `lampseg`: parses the verbs and their options, and turns errors into messages and exit codes."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from lampseg.errors import UserError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what fits and how the network is split, before anything runs.
+
+    Any field of the configuration can be set with its dotted name: --network.filters 64 --curriculum.0.batch 8
+    """
+
+    config: tyro.conf.Positional[Path]
+    """YAML file."""
+    devices: str | None = None
+    """How many, with the memory of each if wanted: 4, 4x16GiB."""
+    json: bool = False
+    """Print the plans as JSON."""
+    shape: tuple[int, int, int] | None = None
+    """Largest volume in voxels, to plan without data."""
+    classes: int | None = None
+    """Number of classes with the background, to plan without data."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.plan import plan
+        from lampseg.config import load_config
+        from lampseg.partition import plans_to_json
+
+        config = load_config(self.config, overrides=_with_devices(overrides, self.devices))
+        plans = plan(config, shape=self.shape, classes=self.classes)
+        console = Console()
+        if self.json:
+            sys.stdout.write(plans_to_json(plans) + "\n")
+            return
+        for number, (stage, made) in enumerate(zip(config.curriculum, plans), start=1):
+            console.print(f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}", highlight=False)
+            console.print(made.table())
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network by the curriculum, split over the devices.
+
+    Any field of the configuration can be set with its dotted name: --network.filters 64 --curriculum.0.batch 8
+    """
+
+    config: tyro.conf.Positional[Path]
+    """YAML file."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Folder of the run: configuration, plan, metrics, checkpoints, report."""
+    devices: str | None = None
+    """How many processes (CUDA if present, else CPU): 2, or 2x16GiB to state the memory of each."""
+    resume: bool = False
+    """Continue at the last checkpoint, also on another number of devices."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.train import train
+        from lampseg.config import load_config
+
+        config = load_config(self.config, overrides=_with_devices(overrides, self.devices))
+        train(config, run=self.run_folder, resume=self.resume)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment images with the model of a run; each result lies on its image's own grid."""
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")]
+    """Folder of the run."""
+    out: Path
+    """Folder for the results."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """NIfTI files, or folders of them."""
+    devices: str | None = None
+    """As in train; without it as the run was trained."""
+    checkpoint: str = "best"
+    """best, last, stage-N, or a safetensors file."""
+    window: tuple[int, ...] | None = None
+    """Sliding window in voxels, one number or three; without it the whole volume in one pass."""
+    overlap: float = 0.25
+    """Of sliding windows, as a fraction."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.predict import PredictOptions, predict
+
+        _no_overrides(overrides)
+        options = PredictOptions(self.checkpoint, _three(self.window), self.overlap)
+        predict(self.run_folder, self.images, out=self.out, devices=self.devices, options=options)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Dice per class of predictions against labels; cases without an annotation are left out of its mean."""
+
+    predictions: Path
+    """Folder of label files."""
+    labels: Path
+    """Folder of the true label files (its parent's dataset.json names the classes), or a dataset's root."""
+    out: Path
+    """Folder for evaluation.json and evaluation.csv."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.evaluation import evaluate
+
+        _no_overrides(overrides)
+        found = evaluate(self.predictions, self.labels, out=self.out)
+        Console().print(found.table())
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Write the phantom: head-and-neck-like CT volumes with nine organs, in the MSD layout."""
+
+    out: Path
+    """Folder to be made."""
+    cases: int = 24
+    """Training cases."""
+    test: int = 6
+    """Test cases, with labels."""
+    seed: int = 0
+    spacing: float = 4.0
+    """Of the voxels, in mm."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.data import write_phantom
+
+        _no_overrides(overrides)
+        dataset = write_phantom(self.out, cases=self.cases, seed=self.seed, test=self.test, spacing=self.spacing)
+        text = f"{self.out}: {len(dataset.training)} training and {len(dataset.test)} test cases"
+        Console().print(text, highlight=False)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The main job on the phantom: plan, curriculum on two processes, whole volumes against sliding windows."""
+
+    out: Path = Path("demo")
+    """Folder to be made."""
+    devices: str = "2"
+    """As in train."""
+    scale: Annotated[str, tyro.conf.arg(help="full (about 5 minutes on 2 cores) or tiny (a minute, for tests)")] = (
+        "full"
+    )
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.demo import demo
+
+        _no_overrides(overrides)
+        demo(self.out, devices=self.devices, scale=self.scale)
+
+
+Verb = Plan | Train | Predict | Evaluate | DemoData | Demo
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one verb. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb, rest = tyro.cli(Verb, prog="lampseg", args=arguments, return_unknown_args=True)
+    from lampseg.parallel.launch import WorkerError, is_worker, run_worker
+
+    console = Console(stderr=True)
+    try:
+        overrides = parse_overrides(rest)
+        if is_worker():
+            run_worker(lambda: verb.run(overrides))
+        else:
+            verb.run(overrides)
+    except UserError as error:
+        console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except WorkerError as error:
+        console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
+    """`--a.b value`, `--a.b=value` and `a.b=value` -> {"a.b": "value"}.
+
+    Raises:
+        UserError: something else.
+    """
+    overrides: dict[str, str] = {}
+    items = iter(rest)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            if not item.startswith("--"):
+                raise UserError(f"`{item}` is not understood here; `lampseg --help` lists what is")
+            following = next(items, None)
+            if following is None:
+                raise UserError(f"`{item}` needs a value")
+            value = following
+        overrides[name.removeprefix("--").replace("-", "_")] = value
+    return overrides
+
+
+def _with_devices(overrides: dict[str, str], devices: str | None) -> dict[str, str]:
+    return overrides if devices is None else overrides | {"parallel.devices": devices}
+
+
+def _no_overrides(overrides: dict[str, str]) -> None:
+    if overrides:
+        raise UserError(f"unknown option --{next(iter(overrides))}; `lampseg VERB --help` lists the options")
+
+
+def _three(window: tuple[int, ...] | None) -> tuple[int, int, int] | None:
+    if window is None:
+        return None
+    if len(window) not in (1, 3) or min(window) < 1:
+        raise UserError(f"--window: {list(window)} is not one size or three, in voxels")
+    x, y, z = window * 3 if len(window) == 1 else window
+    return x, y, z

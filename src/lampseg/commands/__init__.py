@@ -1,0 +1,1 @@
+"""The verbs, the same in Python and on the command line."""

@@ -1,0 +1,38 @@
+"""`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
+
+import torch
+
+from lampseg.config import Config
+from lampseg.data import read_dataset, split_training
+from lampseg.data.headers import largest_shape
+from lampseg.networks import build_network, network_stride
+from lampseg.parallel.devices import parse_devices
+from lampseg.partition import Plan
+from lampseg.training.job import check_patch, make_plans
+
+
+def plan(config: Config, *, shape: tuple[int, int, int] | None = None, classes: int | None = None) -> tuple[Plan, ...]:
+    """One plan per curriculum stage.
+
+    Args:
+        shape: of the largest volume in voxels on the network's grid; None reads it from the dataset's headers.
+        classes: number of classes with the background; None reads it from the dataset.
+
+    Raises:
+        UserError: the data can't be read, or a stage does not fit the devices.
+    """
+    devices = parse_devices(config.parallel.devices, planning=True)
+    if shape is None or classes is None:
+        dataset = read_dataset(config.data.root, format=config.data.format)
+        classes = classes or len(dataset.classes)
+        training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
+        shape = shape or largest_shape(training, data=config.data)
+    with torch.device("meta"):
+        network = build_network(config.network, in_channels=1, out_channels=classes)
+    if config.precision == "float64":
+        network = network.double()
+    stride = network_stride(network, in_channels=1)
+    for index, stage in enumerate(config.curriculum):
+        check_patch(stage, index=index, stride=stride)
+    x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
+    return make_plans(config, network, devices=devices, largest=(x, y, z))

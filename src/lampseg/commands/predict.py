@@ -1,0 +1,184 @@
+"""`predict`: segments images with the model of a run, on any number of devices."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from lampseg.commands.run_folder import Task, read_task
+from lampseg.config import Config, load_config
+from lampseg.data import read_volume
+from lampseg.errors import UserError
+from lampseg.evaluation.tables import write_text
+from lampseg.inference.predictor import Prediction, Predictor, output_name
+from lampseg.inference.segment import SlidingWindow
+from lampseg.networks import build_network
+from lampseg.parallel.devices import parse_devices
+from lampseg.parallel.launch import is_worker, launch
+from lampseg.parallel.model import ParallelModel
+from lampseg.parallel.world import World, join, leave
+from lampseg.partition import make_plan
+from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
+from lampseg.training.validation import padded_shape
+
+RECORD = "predictions.json"
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to predict with, beside the run and the images."""
+
+    checkpoint: str = "best"
+    """best, last, stage-N, or the path of a safetensors file."""
+    window: tuple[int, int, int] | None = None
+    """Sliding window in voxels; None: the whole volume in one pass."""
+    overlap: float = 0.25
+    """Of sliding windows, as a fraction."""
+
+    def sliding(self) -> SlidingWindow | None:
+        return None if self.window is None else SlidingWindow(self.window, self.overlap)
+
+    def arguments(self) -> list[str]:
+        """The same as command-line arguments."""
+        window = [] if self.window is None else ["--window", *(str(size) for size in self.window)]
+        return ["--checkpoint", self.checkpoint, *window, "--overlap", str(self.overlap)]
+
+
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    *,
+    out: Path,
+    devices: int | str | None = None,
+    options: PredictOptions | None = None,
+) -> None:
+    """Writes `<image name>.nii.gz`, integer labels on each image's own grid and affine, into `out`.
+
+    `out/predictions.json` lists what was written and the seconds each volume took.
+
+    Args:
+        images: NIfTI files or folders of them.
+        devices: None takes the run's `parallel.devices`.
+
+    Raises:
+        UserError: no such run or checkpoint, no image, or an image that can't be read; what was written before is
+            complete.
+        WorkerError: a process failed.
+    """
+    options = options or PredictOptions()
+    config = load_config(run / "config.yaml")
+    task = read_task(run)
+    files = image_files(images)
+    weights_file(run, options.checkpoint)
+    options.sliding()
+    if is_worker():
+        _work(run, files, out=out, options=options, config=config, task=task)
+        return
+    use = parse_devices(config.parallel.devices if devices is None else devices)
+    for file in files:
+        if file.resolve() == (out / output_name(file)).resolve():
+            raise UserError(f"{file}: the prediction would overwrite it; choose another --out")
+    if use.count > 1:
+        launch(
+            [
+                *("predict", "--run", str(run), "--out", str(out), *options.arguments()),
+                *("--", *(str(file) for file in files)),
+            ],
+            processes=use.count,
+        )
+    else:
+        _work(run, files, out=out, options=options, config=config, task=task)
+
+
+def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOptions, config: Config, task: Task) -> None:
+    world = join(device="cuda" if torch.cuda.is_available() else "cpu", timeout=config.parallel.timeout)
+    model = load_model(run, options.checkpoint, config=config, task=task, world=world, like=files[0])
+    predictor = Predictor(model, config=config, stride=task.stride)
+    written: list[Prediction] = []
+    console = Console()
+    for prediction in predictor.predict(files, out=out, window=options.sliding()):
+        written.append(prediction)
+        console.print(f"{prediction.output}: {prediction.seconds:.2f} s", highlight=False, soft_wrap=True)
+    if world.last:
+        record: dict[str, Any] = {
+            "checkpoint": options.checkpoint,
+            "window": options.window,
+            "overlap": None if options.window is None else options.overlap,
+            "devices": world.size,
+            "predictions": [{"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in written],
+        }
+        write_text(out / RECORD, json.dumps(record, indent=1))
+    world.gather(None)  # nobody leaves before all is written
+    leave()
+
+
+def load_model(run: Path, checkpoint: str, *, config: Config, task: Task, world: World, like: Path) -> ParallelModel:
+    """The run's network with a checkpoint's weights, split over the ranks for a volume such as `like`."""
+    network: nn.Module = build_network(config.network, in_channels=1, out_channels=len(task.classes))
+    if config.precision == "float64":
+        network = network.double()
+    weights = load_weights(weights_file(run, checkpoint))
+    check_fits(network, weights, source=str(run))
+    network.load_state_dict(weights)
+    network.eval()
+    # One rank may be alone in seeing the file; the others follow its plan.
+    plan: Any = None
+    if world.first:
+        shape = padded_shape(read_volume(like).array.shape, task.stride)
+        plan = make_plan(network, shape=shape, stages=world.size, precision=config.precision, device=world.device.type)
+    plan = world.broadcast(plan)
+    del weights
+    return ParallelModel(network, plan, world=world, training=False)
+
+
+def weights_file(run: Path, checkpoint: str) -> Path:
+    """The file that best, last, stage-N or a path names.
+
+    Raises:
+        UserError: there is none; those that there are, are listed.
+    """
+    folder = run / "checkpoints"
+    if checkpoint == "last":
+        steps = step_checkpoints(folder)
+        if steps:
+            return steps[-1] / "network.safetensors"
+    elif (folder / f"{checkpoint}.safetensors").is_file():
+        return folder / f"{checkpoint}.safetensors"
+    elif Path(checkpoint).is_file():
+        return Path(checkpoint)
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    raise UserError(
+        f"{run}: has no checkpoint `{checkpoint}`; there is {', '.join(there) or 'none yet: train it first'}"
+    )
+
+
+def image_files(images: Sequence[Path]) -> list[Path]:
+    """The images themselves and those in folders (AppleDouble files left out), in order.
+
+    Raises:
+        UserError: a path does not exist, a folder has no image, or two images have one name.
+    """
+    files: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
+            if not found:
+                raise UserError(f"{path}: there is no .nii or .nii.gz file in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    names: dict[str, Path] = {}
+    for file in files:
+        other = names.setdefault(output_name(file), file)
+        if other is not file:
+            raise UserError(f"{file} and {other} would be written to the same {output_name(file)}: predict them apart")
+    if not files:
+        raise UserError("predict: no image given")
+    return files

@@ -1,0 +1,111 @@
+"""`train`: prepares the run in this process, starts one process per device, and trains the curriculum."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from lampseg.commands.run_folder import Task, begin_run
+from lampseg.config import Config
+from lampseg.data import read_dataset
+from lampseg.errors import UserError
+from lampseg.evaluation import write_report
+from lampseg.evaluation.tables import write_text
+from lampseg.parallel.devices import Devices, parse_devices, threads_per_process
+from lampseg.parallel.launch import is_worker, launch
+from lampseg.parallel.world import World, join, leave
+from lampseg.partition import Plan, plans_from_json, plans_to_json
+from lampseg.training.job import Job, largest_volume, make_plans, prepare_job
+from lampseg.training.trainer import Trainer
+
+
+def train(config: Config, *, run: Path, resume: bool = False) -> None:
+    """Trains `config` and leaves the run folder `run`.
+
+    With several devices this process only prepares and waits; the work is done by one process per device, which this
+    function starts. Under torchrun it joins the given processes instead.
+
+    Raises:
+        UserError: anything wrong with the data, the configuration or the folder; nothing has been trained then.
+        WorkerError: a process failed; the last checkpoint is unharmed.
+    """
+    if is_worker():
+        _work(config, run=run, resume=resume)
+        return
+    devices = parse_devices(config.parallel.devices)
+    console = Console()
+    _, plans = _prepare(config, run=run, devices=devices, resume=resume, console=console)
+    for stage, plan in zip(config.curriculum, plans):
+        console.print(f"[bold]curriculum stage: patch {stage.patch}, batch {stage.batch}[/bold]")
+        console.print(plan.table())
+    if devices.count > 1:
+        flags = ["--resume"] if resume else []
+        launch(["train", str(run / "config.yaml"), "--run", str(run), *flags], processes=devices.count)
+    else:
+        if devices.kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads_per_process(1))
+        _work(config, run=run, resume=resume, prepared=True)
+
+
+def _prepare(
+    config: Config, *, run: Path, devices: Devices, resume: bool, console: Console | None
+) -> tuple[Job, tuple[Plan, ...]]:
+    """Everything that can be refused is refused here, before the first process starts."""
+    check_optimizer(config)
+    dataset = read_dataset(config.data.root, format=config.data.format)
+    if not resume and run.exists() and (run / "config.yaml").exists():
+        raise UserError(f"{run}: already holds a run; continue it with --resume or choose another folder")
+    with Progress(console=console, disable=console is None or not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("preparing volumes", total=len(dataset.training))
+        job = prepare_job(config, cache=run / "preprocessed", on_case=lambda _: progress.advance(bar))
+    if console is not None:
+        for name in job.unseen:
+            console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt")
+    with torch.device("meta"):
+        network = job.build()
+    plans = make_plans(config, network, devices=devices, largest=largest_volume(job))
+    begin_run(run, config, Task(job.classes, job.stride), resume=resume)
+    write_text(run / "plan.json", plans_to_json(plans))
+    return job, plans
+
+
+def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False) -> None:
+    """One process of the run."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    world = join(device=kind, timeout=config.parallel.timeout)
+    prepared = prepared or "LAMPSEG_PREPARED" in os.environ
+    if not prepared:
+        _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume)
+    job = prepare_job(config, cache=run / "preprocessed")
+    plans = plans_from_json((run / "plan.json").read_text())
+    Trainer(job, plans, world=world, run=run, resume=resume).train()
+    if world.first:
+        write_report(run)
+        Console().print(f"report: {run / 'report.html'}", highlight=False)
+    leave()
+
+
+def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, resume: bool) -> None:
+    """Under torchrun nobody has prepared the run: rank 0 does, and all learn whether it went well."""
+    fault: Any = None
+    if world.first:
+        memory = parse_devices(config.parallel.devices, planning=True).memory
+        devices = Devices(world.size, kind, memory[:1] * world.size if memory else None)
+        try:
+            _prepare(config, run=run, devices=devices, resume=resume, console=None)
+        except UserError as error:
+            fault = str(error)
+    fault = world.broadcast(fault)
+    if fault is not None:
+        raise UserError(fault)
+
+
+def check_optimizer(config: Config) -> None:
+    """Raises UserError if torch's RMSprop does not take `optimizer.kwargs`."""
+    try:
+        torch.optim.RMSprop([torch.zeros(1)], lr=1.0, **config.optimizer.kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.kwargs: {config.optimizer.kwargs}: {error}") from error

@@ -1,0 +1,128 @@
+"""The predictor: image files in, label files out, on the grid and affine of each image."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lampseg.config import Config
+from lampseg.data import GridInfo, image_to_network, labels_to_grid, read_volume, write_labels
+from lampseg.errors import UserError
+from lampseg.inference.segment import SlidingWindow, sliding_labels
+from lampseg.parallel.model import ParallelModel
+from lampseg.training.supervision import logits_of
+from lampseg.training.validation import pad_volume, padded_shape
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One written label file."""
+
+    image: Path
+    output: Path
+    seconds: float
+    """From the volume on the network's grid to its labels there: not reading, resampling and writing."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A volume on the network's grid; its voxels are on rank 0 only."""
+
+    path: Path
+    array: np.ndarray | None
+    info: GridInfo
+    header: Any
+
+
+class Predictor:
+    """Segments files with a model on all ranks; its methods are called on every rank alike.
+
+    Args:
+        model: the network, split; it is set to eval mode.
+        config: of the run that trained it.
+        stride: the network's total stride, to multiples of which volumes are padded.
+    """
+
+    def __init__(self, model: ParallelModel, *, config: Config, stride: tuple[int, int, int]) -> None:
+        self.model, self.config, self.stride = model, config, stride
+        self._dtype = torch.float64 if config.precision == "float64" else torch.float32
+        model.network.eval()
+
+    def predict(
+        self, images: Sequence[Path], *, out: Path, window: SlidingWindow | None = None
+    ) -> Iterator[Prediction]:
+        """Segments the images in order and writes `<image name>.nii.gz` into `out`; yields on the last rank.
+
+        As many whole volumes as there are ranks go through the pipeline together, so that all have work.
+
+        Raises:
+            UserError: an image can't be read or a label file can't be written; earlier ones are complete.
+        """
+        world = self.model.world
+        group = world.size if window is None else 1
+        for first in range(0, len(images), group):
+            loaded = [self._load(path) for path in images[first : first + group]]
+            labels = self._whole(loaded) if window is None else self._slide(loaded, window)
+            begun = time.perf_counter()
+            for item, found in zip(loaded, labels, strict=True):
+                seconds = time.perf_counter() - begun
+                if found is not None:
+                    output = out / output_name(item.path)
+                    on_input_grid = labels_to_grid(found, item.info)
+                    write_labels(output, on_input_grid, item.info.input_affine, header=item.header)
+                    yield Prediction(item.path, output, seconds)
+                begun = time.perf_counter()
+
+    def _load(self, path: Path) -> _Loaded:
+        """Rank 0 reads; all learn the grid, or the fault."""
+        array: np.ndarray | None = None
+        answer: Any = None
+        if self.model.world.first:
+            try:
+                volume = read_volume(path)
+                array, info = image_to_network(volume, data=self.config.data)
+                answer = (None, info, volume.header)
+            except UserError as error:
+                answer = (str(error), None, None)
+        told: Any = self.model.world.broadcast(answer)
+        if told[0] is not None:
+            raise UserError(told[0])
+        return _Loaded(path, array, told[1], told[2])
+
+    def _whole(self, loaded: Sequence[_Loaded]) -> Iterator[np.ndarray | None]:
+        shapes = [padded_shape(item.info.shape, self.stride) for item in loaded]
+        outputs = self.model.runner.predict(shapes, load=lambda m: self._padded(loaded[m], shapes[m]))
+        for item, output in zip(loaded, outputs, strict=True):
+            yield None if output is None else self._labels(logits_of(output)[0][0].argmax(0), item)
+
+    def _slide(self, loaded: Sequence[_Loaded], window: SlidingWindow) -> Iterator[np.ndarray | None]:
+        if any(size % step for size, step in zip(window.size, self.stride)):
+            raise UserError(
+                f"window: {list(window.size)} is not a multiple of the network's total stride {list(self.stride)}"
+            )
+        for item in loaded:
+            shape = padded_shape(item.info.shape, self.stride)
+            with torch.no_grad():
+                labels = sliding_labels(self.model, self._padded(item, shape), window)
+            yield None if labels is None else self._labels(labels, item)
+
+    def _labels(self, padded: Tensor, item: _Loaded) -> np.ndarray:
+        a, b, c = item.info.shape
+        classes = padded[:a, :b, :c].cpu().numpy()
+        return classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16)
+
+    def _padded(self, item: _Loaded, shape: tuple[int, ...]) -> Tensor:
+        """The volume as the network's input; zeros where it was not loaded."""
+        if item.array is None:
+            return torch.zeros(shape, dtype=self._dtype, device=self.model.world.device)
+        return pad_volume(item.array, shape, device=self.model.world.device, dtype=self._dtype)
+
+
+def output_name(image: Path) -> str:
+    """`<image name>.nii.gz`; nnU-Net's channel suffix stays."""
+    return image.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"

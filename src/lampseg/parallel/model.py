@@ -1,0 +1,87 @@
+"""A network split by a Plan over the ranks of a world: each holds its stage's parameters, and they act as one."""
+
+import torch
+from torch import Tensor, nn
+
+from lampseg.errors import UserError
+from lampseg.parallel.exchange import gather_all, scatter_all
+from lampseg.parallel.pipeline import PipelineRunner
+from lampseg.parallel.state import hold, named_state, owners_of
+from lampseg.parallel.world import World
+from lampseg.partition import Plan, place, record_for
+
+
+class ParallelModel:
+    """Joins a network, a plan and the ranks.
+
+    Args:
+        network: the whole network with the same values on every rank; it is changed in place: afterwards each rank
+            holds only its own stage's parameters and buffers, all others are on the meta device.
+        plan: for this network; made for one shape, it serves every shape.
+        training: the mode the plan was made in.
+
+    Raises:
+        UserError: the plan is for another network or another number of devices.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan, *, world: World, training: bool = True) -> None:
+        self.network, self.world = network, world
+        self.runner = self._split(plan, training=training)
+
+    def _split(self, plan: Plan, *, training: bool) -> PipelineRunner:
+        if len(plan.stages) != self.world.size:
+            raise UserError(
+                f"the plan has {len(plan.stages)} stages and there are {self.world.size} processes: plan again with "
+                f"--devices {self.world.size}"
+            )
+        mode = self.network.training
+        self.network.train(training)
+        graph = record_for(
+            self.network, shape=plan.input_shape, precision=plan.precision, device=self.world.device.type
+        )
+        self.network.train(mode)
+        if graph.digest != plan.digest:
+            raise UserError(
+                f"the plan was made for another network than {type(self.network).__name__} (or another version of "
+                "it): make it again"
+            )
+        placement = place(graph, plan.cuts)
+        self.owners = owners_of(self.network, placement)
+        hold(self.network, owned=self.owned, device=self.world.device)
+        return PipelineRunner(
+            self.network,
+            placement,
+            world=self.world,
+            precision=plan.precision,
+            schedule=plan.schedule,
+            recompute=plan.recompute,
+        )
+
+    @property
+    def owned(self) -> list[str]:
+        """Names of the parameters and buffers that this rank holds."""
+        return [name for name, owner in self.owners.items() if owner == self.world.rank]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """My trainable parameters, by name."""
+        mine = set(self.owned)
+        return {name: p for name, p in self.network.named_parameters() if name in mine and p.requires_grad}
+
+    def replan(self, plan: Plan) -> None:
+        """Splits the network in another way; values go from their old owners to the new ones."""
+        state = self.gather()
+        self.runner = self._split(plan, training=True)
+        self.load(state)
+
+    def gather(self) -> dict[str, Tensor]:
+        """All parameters and buffers on rank 0's CPU, each under its first name; elsewhere nothing."""
+        named = named_state(self.network)
+        return gather_all({name: named[name] for name in self.owned}, world=self.world)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Puts rank 0's tensors (all or some of the parameters and buffers) into their owners."""
+        mine = scatter_all(state, owners=self.owners, world=self.world)
+        named = named_state(self.network)
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                named[name].copy_(tensor)

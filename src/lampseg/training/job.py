@@ -1,0 +1,175 @@
+"""The job: configuration -> prepared cases, class weights and one plan per curriculum stage. No device is needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lampseg.config import Config, StageConfig
+from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
+from lampseg.errors import UserError
+from lampseg.networks import build_network, network_stride
+from lampseg.parallel.devices import Devices
+from lampseg.partition import Plan, Training, make_plan
+from lampseg.training.batches import micro_batch_count
+from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training run works on; every process derives the same from the same configuration."""
+
+    config: Config
+    dataset: Dataset
+    training: tuple[PreparedCase, ...]
+    validation: tuple[PreparedCase, ...]
+    stride: tuple[int, int, int]
+    class_weights: tuple[float, ...]
+    unseen: tuple[str, ...]
+    """Classes without a single annotated voxel in the training split."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.dataset.classes
+
+    def sampler(self, stage: int) -> Sampler:
+        """Draws the mini-batches of a curriculum stage."""
+        settings = self.config.curriculum[stage]
+        return Sampler(
+            self.training,
+            patch=settings.size,
+            batch=settings.batch,
+            stride=self.stride,
+            seed=self.config.seed,
+            stage=stage,
+            positive=self.config.sampling.positive,
+            class_balanced=self.config.sampling.class_balanced,
+        )
+
+    def steps(self, stage: int) -> int:
+        """Optimizer steps of a curriculum stage."""
+        settings = self.config.curriculum[stage]
+        if settings.steps is not None:
+            return settings.steps
+        assert settings.epochs is not None
+        return settings.epochs * self.sampler(stage).steps_per_epoch
+
+    def build(self) -> nn.Module:
+        """The network with its initial weights: the same on every process and for every number of them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            network = build_network(self.config.network, in_channels=1, out_channels=len(self.classes))
+        return network.double() if self.config.precision == "float64" else network
+
+
+def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] | None = None) -> Job:
+    """Reads the dataset, splits it, and brings its cases onto the network's grid (or finds them in `cache`).
+
+    Raises:
+        UserError: anything wrong with the data, the network, or how the two fit together.
+    """
+    dataset = read_dataset(config.data.root, format=config.data.format)
+    training, validation = split_training(dataset, fraction=config.data.validation, seed=config.seed)
+    folder = config.data.cache or cache
+    ready = prepare(
+        (*training, *validation), classes=len(dataset.classes), data=config.data, folder=folder, on_case=on_case
+    )
+    train_cases, validation_cases = ready[: len(training)], ready[len(training) :]
+    voxels = [case.voxels for case in train_cases]
+    annotated = [
+        [1 if c == 0 or c in case.annotated else 0 for c in range(len(dataset.classes))] for case in train_cases
+    ]
+    given = config.loss.class_weights
+    if isinstance(given, tuple):
+        if len(given) != len(dataset.classes):
+            raise UserError(
+                f"loss.class_weights: {len(given)} weights for {len(dataset.classes)} classes "
+                f"({', '.join(dataset.classes)}): give one each, background first"
+            )
+        weights = given
+    elif given == "equal":
+        weights = (1.0,) * len(dataset.classes)
+    else:
+        weights = adaptive_class_weights(voxels, annotated)
+    network = build_network(config.network, in_channels=1, out_channels=len(dataset.classes))
+    stride = network_stride(network, in_channels=1)
+    job = Job(
+        config=config,
+        dataset=dataset,
+        training=train_cases,
+        validation=validation_cases,
+        stride=stride,
+        class_weights=weights,
+        unseen=tuple(dataset.classes[c] for c in unseen_classes(voxels, annotated)),
+    )
+    for index, stage in enumerate(config.curriculum):
+        check_patch(stage, index=index, stride=stride)
+        job.sampler(index)  # refuses a patch larger than every volume
+    return job
+
+
+def check_patch(stage: StageConfig, *, index: int, stride: tuple[int, int, int]) -> None:
+    """Raises UserError unless the patch is a multiple of the network's total stride."""
+    if stage.size is None:
+        return
+    if any(size % step for size, step in zip(stage.size, stride)):
+        fitting = [max(step, round(size / step) * step) for size, step in zip(stage.size, stride)]
+        raise UserError(
+            f"curriculum.{index}.patch: {list(stage.size)} is not a multiple of the network's total stride "
+            f"{list(stride)}: use for instance {fitting}"
+        )
+
+
+def make_plans(
+    config: Config,
+    network: nn.Module,
+    *,
+    devices: Devices,
+    largest: tuple[int, int, int],
+) -> tuple[Plan, ...]:
+    """One plan per curriculum stage.
+
+    Args:
+        network: may be on meta.
+        largest: the largest padded training volume, in voxels: what `patch: whole` is planned for.
+    """
+    network.train()
+    plans = []
+    for stage in config.curriculum:
+        count = micro_batch_count(stage, config)
+        samples = -(-stage.batch // count)
+        training = Training(
+            micro_batches=count,
+            schedule=config.parallel.schedule,
+            recompute=config.parallel.recompute,
+            optimizer_bytes_per_parameter_byte=optimizer_numbers(config),
+        )
+        plans.append(
+            make_plan(
+                network,
+                shape=(samples, 1, *(stage.size or largest)),
+                stages=devices.count,
+                training=training,
+                precision=config.precision,
+                device=devices.kind,
+                memory=devices.memory,
+                name=config.network.name,
+            )
+        )
+    return tuple(plans)
+
+
+def largest_volume(job: Job) -> tuple[int, int, int]:
+    """Per axis the size of the largest training volume, padded to the network's stride."""
+    x, y, z = (
+        max(-(-case.shape[axis] // step) * step for case in job.training) for axis, step in enumerate(job.stride)
+    )
+    return x, y, z
+
+
+def optimizer_numbers(config: Config) -> float:
+    """How many numbers RMSprop keeps for each parameter."""
+    options = config.optimizer.kwargs
+    return 1.0 + bool(options.get("momentum", 0)) + bool(options.get("centered", False))

@@ -1,0 +1,250 @@
+"""The trainer: the curriculum on every rank of a world, step by step, resumable at any checkpoint."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lampseg.config import Config
+from lampseg.errors import UserError
+from lampseg.evaluation.tables import write_text
+from lampseg.parallel.exchange import gather_all, scatter_all
+from lampseg.parallel.model import ParallelModel
+from lampseg.parallel.randomness import mix
+from lampseg.parallel.world import World
+from lampseg.partition import Plan
+from lampseg.training.batches import MicroBatch, cut, micro_batch_count
+from lampseg.training.checkpoint import (
+    by_first_name,
+    check_fits,
+    load_checkpoint,
+    optimizer_state,
+    restore_optimizer,
+    save_checkpoint,
+    save_weights,
+    step_checkpoints,
+    with_all_names,
+)
+from lampseg.training.job import Job
+from lampseg.training.journal import Journal
+from lampseg.training.loss import HybridLoss, mini_batch_loss
+from lampseg.training.memory import PeakMemory
+from lampseg.training.supervision import supervised_loss
+from lampseg.training.validation import validate
+
+
+class Trainer:
+    """Trains one job on the ranks of a world and leaves a run folder.
+
+    Nothing of a step depends on the steps before but through the weights and the optimizer's numbers: patches are a
+    function of seed, stage and step, random operations of seed, step and operation. So a checkpoint needs no
+    generator states, and a run continues exactly, on any number of devices.
+    """
+
+    def __init__(self, job: Job, plans: tuple[Plan, ...], *, world: World, run: Path, resume: bool) -> None:
+        self.job, self.plans, self.world, self.run_folder = job, plans, world, run
+        self.config: Config = job.config
+        self.dtype = torch.float64 if self.config.precision == "float64" else torch.float32
+        self.loss = HybridLoss(job.class_weights, self.config.loss.focal, self.config.loss.gamma).to(world.device)
+        self.memory = PeakMemory(world.device)
+        self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
+        self.step = 0
+        self.best: dict[str, Any] = {"step": None, "validation": None}
+        network = job.build()
+        saved = self._read_checkpoint(network) if resume else None
+        stage = self._stage_after(self.step)[0]
+        self.model = ParallelModel(network, plans[stage], world=world)
+        self.optimizer = self._new_optimizer(stage)
+        if saved is not None:
+            self.model.load(saved[0])
+            self._load_optimizer(saved[1])
+        self.stage = stage
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_folder / "checkpoints"
+
+    @property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    def train(self) -> None:
+        """Runs all steps that remain."""
+        if self.world.first:
+            with Journal(self.run_folder, total=self.total, step=self.step) as journal:
+                self._loop(journal)
+        else:
+            self._loop(None)
+
+    def _loop(self, journal: Journal | None) -> None:
+        while self.step < self.total:
+            stage, within = self._stage_after(self.step)
+            if stage != self.stage:
+                self._enter(stage)
+            if within == 0 and journal is not None:
+                journal.say(f"curriculum stage {stage + 1}: {self.plans[stage].headline()}")
+            record = self._one_step(stage, within)
+            self.step += 1
+            if journal is not None:
+                journal.step(record)
+            last_of_stage = within + 1 == self.lengths[stage]
+            every = self.config.validation.every_steps
+            if last_of_stage or (every is not None and self.step % every == 0):
+                self._validate(stage, record["epoch"], journal)
+            if last_of_stage or self.step % self.config.checkpoint.every_steps == 0:
+                self._save(stage, ended=last_of_stage)
+
+    def _stage_after(self, step: int) -> tuple[int, int]:
+        """The curriculum stage of the step that follows `step` done ones, and its number within the stage."""
+        for stage, length in enumerate(self.lengths):
+            if step < length:
+                return stage, step
+            step -= length
+        return len(self.lengths) - 1, self.lengths[-1]
+
+    def _enter(self, stage: int) -> None:
+        """Re-plans: weights and optimizer numbers go to the ranks that hold them from now on."""
+        numbers = self._gather_optimizer()
+        self.model.replan(self.plans[stage])
+        self.optimizer = self._new_optimizer(stage)
+        self._load_optimizer(numbers)
+        self.stage = stage
+
+    def _one_step(self, stage: int, within: int) -> dict[str, Any]:
+        settings = self.config.curriculum[stage]
+        sampler = self.job.sampler(stage)
+        draws = sampler.draws(within)
+        # Volumes of one batch differ in shape; those of one micro-batch must not.
+        parts = cut(draws, micro_batch_count(settings, self.config))
+        batches = [MicroBatch(sampler, part, self.dtype, self.world.device) for part in parts]
+
+        def loss(m: int, output: Any) -> Tensor:
+            batch = batches[m]
+            terms = supervised_loss(self.loss, output, batch.target(), batch.annotated(), batch.valid())
+            return mini_batch_loss(terms, batch=len(draws))
+
+        self.memory.reset()
+        begun = time.perf_counter()
+        losses = self.model.runner.step(
+            [batch.shape for batch in batches],
+            load=lambda m: batches[m].image(),
+            loss=loss,
+            seed=mix(self.config.seed, self.step),
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = {
+            "loss": sum(losses),
+            "peak": self.memory.read(),
+            "busy": self.model.runner.busy,
+            "seconds": time.perf_counter() - begun,
+        }
+        ranks: list[Any] = self.world.gather(mine)
+        value = float(ranks[-1]["loss"])
+        if not torch.isfinite(torch.tensor(value)):
+            raise UserError(
+                f"the loss is {value} at step {self.step + 1} (curriculum stage {stage + 1}): lower "
+                f"curriculum.{stage}.lr (now {settings.lr}); the last checkpoint is unharmed"
+            )
+        largest = [max(batch.shape[2 + axis] for batch in batches) for axis in range(3)]
+        record = {
+            "step": self.step + 1,
+            "stage": stage,
+            "epoch": within // sampler.steps_per_epoch,
+            "loss": value,
+            "seconds": max(rank["seconds"] for rank in ranks),
+            "patch": largest,
+            "peak_memory_bytes": [rank["peak"] for rank in ranks],
+            "lr": settings.lr,
+        }
+        if self.world.device.type == "cpu":  # on CUDA it is the device that waits: not seen from here
+            record["busy_seconds"] = [rank["busy"] for rank in ranks]
+        return record
+
+    def _validate(self, stage: int, epoch: int, journal: Journal | None) -> None:
+        if not self.job.validation:
+            score: float | None = None
+        else:
+            evaluation, seconds = validate(
+                self.model,
+                self.job.validation,
+                classes=self.job.classes,
+                stride=self.job.stride,
+                dtype=self.dtype,
+            )
+            score = evaluation.average
+            if journal is not None:
+                journal.validation(
+                    {
+                        "step": self.step,
+                        "stage": stage,
+                        "epoch": epoch,
+                        "validation": score,
+                        "dice": evaluation.by_organ(),
+                        "seconds": seconds,
+                    }
+                )
+        # Without a validation split, or a class to score, the last model is the one.
+        if score is None or self.best["validation"] is None or score > self.best["validation"]:
+            self.best = {"step": self.step, "validation": score}
+            weights = self.model.gather()
+            if self.world.first:
+                save_weights(
+                    self.checkpoints / "best.safetensors",
+                    with_all_names(self.model.network, weights),
+                    metadata={"step": str(self.step)},
+                )
+                write_text(self.run_folder / "best.json", json.dumps(self.best))
+
+    def _save(self, stage: int, *, ended: bool) -> None:
+        weights, numbers = self.model.gather(), self._gather_optimizer()
+        if not self.world.first:
+            return
+        named = with_all_names(self.model.network, weights)
+        save_checkpoint(self.checkpoints, step=self.step, network=named, optimizer=numbers, state={"best": self.best})
+        if ended:
+            save_weights(self.checkpoints / f"stage-{stage + 1}.safetensors", named, metadata={"step": str(self.step)})
+
+    def _read_checkpoint(self, network: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rank 0 reads; the step and the best so far are told to all."""
+        found = step_checkpoints(self.checkpoints)
+        weights: dict[str, Tensor] = {}
+        numbers: dict[str, Tensor] = {}
+        state: Any = None
+        fault: str | None = None
+        if self.world.first and found:
+            try:
+                weights, numbers, state = load_checkpoint(found[-1])
+                check_fits(network, weights, source=str(found[-1]))
+            except UserError as error:
+                fault = str(error)
+            weights = by_first_name(network, weights)
+        answer: Any = self.world.broadcast((fault, state))
+        fault, state = answer
+        if fault is not None:
+            raise UserError(fault)
+        if state is not None:
+            self.step, self.best = int(state["step"]), state["best"]
+        return weights, numbers
+
+    def _new_optimizer(self, stage: int) -> torch.optim.Optimizer:
+        parameters = list(self.model.parameters().values())
+        # A stage without parameters still takes part; torch refuses an empty list.
+        return torch.optim.RMSprop(
+            parameters or [torch.zeros(1, requires_grad=True)],
+            lr=self.config.curriculum[stage].lr,
+            **self.config.optimizer.kwargs,
+        )
+
+    def _gather_optimizer(self) -> dict[str, Tensor]:
+        names = {id(parameter): name for name, parameter in self.model.parameters().items()}
+        return gather_all(optimizer_state(self.optimizer, names), world=self.world)
+
+    def _load_optimizer(self, numbers: dict[str, Tensor]) -> None:
+        known: Any = self.world.broadcast(sorted(numbers) if self.world.first else None)
+        owners = {key: self.model.owners[key.split(":", 1)[1]] for key in known}
+        mine = scatter_all(numbers, owners=owners, world=self.world)
+        restore_optimizer(self.optimizer, self.model.parameters(), mine)

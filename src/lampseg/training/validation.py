@@ -1,0 +1,59 @@
+"""Whole-volume segmentation of cases on the network's grid, and their Dice: how the best model is chosen."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lampseg.data import PreparedCase
+from lampseg.evaluation import Evaluation, dice_per_class
+from lampseg.parallel.model import ParallelModel
+from lampseg.training.supervision import logits_of
+
+
+def padded_shape(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """(1, 1, X, Y, Z) of a volume padded at its ends to multiples of the network's stride."""
+    return (1, 1, *(-(-size // step) * step for size, step in zip(shape, stride)))
+
+
+def pad_volume(volume: np.ndarray, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The volume (X, Y, Z) in the corner of zeros of `shape` (1, 1, X', Y', Z')."""
+    x = torch.zeros(shape, dtype=dtype, device=device)
+    a, b, c = volume.shape
+    x[0, 0, :a, :b, :c] = torch.from_numpy(np.array(volume)).to(device, dtype)
+    return x
+
+
+def validate(
+    model: ParallelModel,
+    cases: Sequence[PreparedCase],
+    *,
+    classes: Sequence[str],
+    stride: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> tuple[Evaluation, float]:
+    """Dice of every case, segmented whole in one pass; and the seconds it took. The same on every rank."""
+    world = model.world
+    begun = time.perf_counter()
+    shapes = [padded_shape(case.shape, stride) for case in cases]
+
+    def load(index: int) -> Tensor:
+        volume = np.load(cases[index].image, mmap_mode="r")
+        return pad_volume(volume, shapes[index], device=world.device, dtype=dtype)
+
+    model.network.eval()
+    scores: dict[str, tuple[float | None, ...]] = {}
+    for case, output in zip(cases, model.runner.predict(shapes, load=load), strict=True):
+        if output is None:
+            continue
+        a, b, c = case.shape
+        labels = logits_of(output)[0][0, :, :a, :b, :c].argmax(0).cpu()
+        assert case.label is not None
+        truth = torch.from_numpy(np.load(case.label).astype(np.int64))
+        scores[case.id] = dice_per_class(labels, truth, classes=len(classes), annotated=case.annotated)
+    model.network.train()
+    everywhere = world.broadcast(scores, source=world.size - 1)
+    assert isinstance(everywhere, dict)
+    return Evaluation.from_cases(everywhere, class_names=classes), time.perf_counter() - begun
