@@ -23,6 +23,8 @@ class Value:
     stride: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
+    device: torch.device
+    """Where the network would have it: the device of the run, or the CPU if it made it there."""
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +44,8 @@ class NewTensor:
     """An output that did not exist before the operation."""
 
     value: Value
+    fresh: bool
+    """It has memory of its own; otherwise it is a view of an argument."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Operation:
     flops: float = 0.0
     backward_flops: float = 0.0
     bytes_moved: int = 0
+    effect: bool = False
+    """A plain one without tensor arguments: it acts on the process (gradients on or off), so every rank runs it."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,19 @@ class Graph:
         """Identifies the sequence of operations, whatever the input's shape."""
         text = "\n".join(f"{op.name} {op.module} {op.state}" for op in self.operations)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def signature(self) -> str:
+        """Identifies everything that the stages must agree on to exchange values of this shape."""
+        values = sorted((v.id, v.shape, str(v.dtype), v.requires_grad) for v in self.values.values())
+        reads = [op.reads for op in self.operations]
+        text = repr((self.digest, values, reads, self.outputs, sorted(self.ready.items()), self.pinned))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def writes_input(self) -> bool:
+        """Whether the forward pass changes its input in place."""
+        return any(first == INPUT for first, _ in self.pinned)
 
     @cached_property
     def keys(self) -> tuple[Hashable, ...]:

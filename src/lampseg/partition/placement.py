@@ -61,13 +61,14 @@ def place(graph: Graph, cuts: Sequence[int]) -> Placement:
 def transfer(planned: Placement, graph: Graph) -> Placement:
     """Places the same network's graph for another shape or mode, so that every parameter keeps its stage.
 
-    The operations may differ (padding of odd sizes, heads that only run in training): operations that read a
-    parameter decide, and a cut between two of them falls at the same call as planned where that call exists.
+    The operations may differ (padding of odd sizes, heads that only run in training), and so may the in-place writes
+    that a cut must not separate (dropout in eval mode returns its input): operations that read a parameter decide,
+    and a cut between two of them falls at the same call as planned, or the nearest one allowed.
 
     Raises:
         UserError: the network calls its modules in another order for this shape.
     """
-    if graph.digest == planned.graph.digest:
+    if graph.digest == planned.graph.digest and not graph.forbidden.intersection(planned.cuts):
         return place(graph, planned.cuts)
     owners = planned.owners()
     position = {key: index for index, key in enumerate(graph.keys)}

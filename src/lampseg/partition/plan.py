@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lampseg.errors import UserError
@@ -24,7 +25,7 @@ class Stage:
     last: int
     """Number after its last operation."""
     begins: str
-    """Its first operation in words: `function @ module`."""
+    """Its first operation that computes, in words: `function @ module`."""
     modules: tuple[str, ...]
     """The modules whose operations it runs, in order."""
     parameters: int
@@ -99,20 +100,20 @@ class Plan:
             raise UserError(f"plan: not a plan of version {VERSION}: {error}") from error
 
     def table(self) -> Table:
-        """The stages as a table for the terminal."""
-        table = Table(title=self.headline(), title_justify="left")
-        for name in ("device", "operations", "begins with", "parameters", "memory", "of it activations"):
-            table.add_column(name, justify="left" if name == "begins with" else "right")
-        table.add_column("receives", justify="right")
-        table.add_column("time", justify="right")
+        """The stages as a table for the terminal; it fits 80 columns."""
+        table = Table(title=self.headline(), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("dev", justify="right")
+        table.add_column("begins with", overflow="fold")
+        for name in ("operations", "weights", "memory", "activations", "receives", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
         for stage in self.stages:
             table.add_row(
                 str(stage.index),
-                f"{stage.first}-{stage.last - 1}",
                 stage.begins,
-                f"{stage.parameters:,}",
+                f"{stage.first}-{stage.last - 1}",
+                format_count(stage.parameters),
                 format_bytes(stage.peak_bytes),
-                f"{stage.in_flight} x {format_bytes(stage.activation_bytes)}",
+                f"{stage.in_flight}x{format_bytes(stage.activation_bytes)}",
                 format_bytes(stage.receive_bytes),
                 f"{stage.time_share:.0%}",
             )
@@ -148,6 +149,14 @@ def format_bytes(count: float) -> str:
     """Bytes for people: 1.50 GiB."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+            return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def format_count(count: int) -> str:
+    """A number of parameters for people: 22.9M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

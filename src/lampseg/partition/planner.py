@@ -111,13 +111,14 @@ def describe(
     for k in range(count):
         at = (positions[k], positions[k + 1])
         ops = graph.operations[starts[k] : ends[k]]
+        begins = next((op for op in ops if not op.plain), ops[0])
         trainable = int(costs.trainable[at])
         stages.append(
             Stage(
                 index=k,
                 first=starts[k],
                 last=ends[k],
-                begins=f"{ops[0].name} @ {ops[0].module or 'network'}",
+                begins=f"{begins.name} @ {begins.module or 'network'}",
                 modules=tuple(dict.fromkeys(op.module for op in ops if op.module)),
                 parameters=sum(size for key, size in sizes.items() if owners.get(key) == k),
                 parameter_bytes=int(costs.state[at]),

@@ -3,14 +3,14 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from lampseg.errors import GraphMismatchError
+from lampseg.parallel.pipeline.flight import Arrived, Flight
 from lampseg.parallel.pipeline.routes import Routes, routes_of
 from lampseg.parallel.pipeline.schedule import Action, actions
 from lampseg.parallel.pipeline.stage_mode import StageMode
@@ -18,50 +18,12 @@ from lampseg.parallel.pipeline.transport import Transport
 from lampseg.parallel.randomness import mix
 from lampseg.parallel.world import World
 from lampseg.partition.cost import Recompute, Schedule
+from lampseg.partition.custom_functions import visible_functions
 from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement, transfer
 from lampseg.partition.planner import record_for
 
 Shape = tuple[int, ...]
-
-
-@dataclass
-class _Flight:
-    """What a stage keeps of one micro-batch between its forward and its backward."""
-
-    edges: dict[ValueId, GradientEdge] = field(default_factory=dict)
-    """Where the gradients of sent values enter my part of the graph."""
-    arrivals: dict[ValueId, "_Arrived"] = field(default_factory=dict)
-    loss: Tensor | None = None
-    x: Tensor | None = None
-    """The input, kept for recompute."""
-
-
-@dataclass
-class _Arrived:
-    """A received value: its data until it is read, then its gradient."""
-
-    data: Tensor | None
-    gradient: Tensor | None = None
-
-
-class _Arrive(torch.autograd.Function):
-    """Enters a received tensor into the autograd graph, which then holds its data only where an operation saves it.
-
-    (A leaf with requires_grad would be held by its AccumulateGrad node until backward, even after a concatenation.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, arrived: _Arrived) -> Tensor:
-        ctx.arrived = arrived
-        data, arrived.data = arrived.data, None
-        assert data is not None
-        return data.view_as(data)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        ctx.arrived.gradient = gradients[0]
-        return None, None
 
 
 class PipelineRunner:
@@ -93,7 +55,6 @@ class PipelineRunner:
         self.schedule, self.recompute = schedule, recompute
         self._planned = placement
         self._placements: dict[Any, tuple[Placement, Routes]] = {}
-        self._buffers = frozenset(id(buffer) for buffer in network.buffers())
         self._anchor = torch.empty(0, device=world.device, requires_grad=True)
         self.waited = 0.0
         """Seconds of the last step in which this process waited for messages."""
@@ -132,7 +93,7 @@ class PipelineRunner:
         routes = [self._lookup(shape)[1] for shape in shapes]
         forward, backward = self._transports()
         begun = time.perf_counter()
-        flights: dict[int, _Flight] = {}
+        flights: dict[int, Flight] = {}
         losses: list[Tensor] = []
         for n, (kind, m) in enumerate(order):
             for action in order[n : n + 2]:  # what comes next arrives while this one computes
@@ -141,7 +102,7 @@ class PipelineRunner:
             micro_seed = mix(seed, m)
             if kind == "forward":
                 forward.next_batch()
-                flights[m] = flight = _Flight(x=load(m) if self.world.first else None)
+                flights[m] = flight = Flight(x=load(m) if self.world.first else None)
                 if again:
                     self._forward_without_graph(flight, shapes[m], m, forward=forward, seed=micro_seed)
                 else:
@@ -182,7 +143,7 @@ class PipelineRunner:
             for ahead in range(m, min(m + 2, len(shapes))):
                 forward.post(Action("forward", ahead), routes[ahead].receives, peer="source")
             forward.next_batch()
-            flight = _Flight(x=load(m) if self.world.first else None)
+            flight = Flight(x=load(m) if self.world.first else None)
             output = self._run(flight, shape, m, forward=forward, seed=m)
             yield output if self.world.last else None
             del output
@@ -203,7 +164,7 @@ class PipelineRunner:
 
     def _forward(
         self,
-        flight: _Flight,
+        flight: Flight,
         shape: Shape,
         m: int,
         *,
@@ -211,32 +172,38 @@ class PipelineRunner:
         forward: Transport | None,
         seed: int,
     ) -> None:
-        # On the last stage a recomputation is the first computation: buffers are updated then.
-        recomputing = forward is None and not self.world.last
-        output = self._run(flight, shape, m, forward=forward, seed=seed, recomputing=recomputing)
+        output = self._run(flight, shape, m, forward=forward, seed=seed)
         flight.x = None
+        flight.buffers = {}
         if self.world.last:
             flight.loss = loss(m, output)
 
-    def _forward_without_graph(self, flight: _Flight, shape: Shape, m: int, *, forward: Transport, seed: int) -> None:
+    def _forward_without_graph(self, flight: Flight, shape: Shape, m: int, *, forward: Transport, seed: int) -> None:
         if self.world.last:
-            # Nobody waits for the last stage's output: its only forward is the one before its backward.
+            # Nobody waits for the last stage's output: its only forward is the one before its backward, which
+            # then updates the buffers.
             for route in self._lookup(shape)[1].receives:
-                flight.arrivals[route.value.id] = _Arrived(forward.take(Action("forward", m), route.value.id)[0])
+                flight.arrivals[route.value.id] = Arrived(forward.take(Action("forward", m), route.value.id)[0])
             forward.take_rest(Action("forward", m))
             return
+        placement, _ = self._lookup(shape)
+        kept = flight.x
+        if kept is not None and placement.graph.writes_input:
+            flight.x = kept.clone()
+        flight.keep_buffers(self.network)
+        buffers, flight.buffers = flight.buffers, {}
         with torch.no_grad():
             self._run(flight, shape, m, forward=forward, seed=seed, keep=True)
+        flight.x, flight.buffers = kept, buffers
 
     def _run(
         self,
-        flight: _Flight,
+        flight: Flight,
         shape: Shape,
         m: int,
         *,
         forward: Transport | None,
         seed: int,
-        recomputing: bool = False,
         keep: bool = False,
     ) -> Any:
         """One forward pass; without `forward` the arrivals are those kept by an earlier one (`keep`)."""
@@ -246,16 +213,8 @@ class PipelineRunner:
 
         def receive(value: Value) -> Tensor:
             if forward is not None:
-                flight.arrivals[value.id] = _Arrived(forward.take(key, value.id)[0])
-            arrived = flight.arrivals[value.id]
-            if gradients and value.carries_gradient:
-                entered: Tensor = _Arrive.apply(self._anchor, arrived)  # type: ignore[no-untyped-call]
-                return entered
-            assert arrived.data is not None
-            data = arrived.data
-            if not keep:
-                arrived.data = None
-            return data
+                flight.arrivals[value.id] = Arrived(forward.take(key, value.id)[0])
+            return flight.read(value, anchor=self._anchor, gradients=gradients, keep=keep)
 
         def send(value: ValueId, tensor: Tensor) -> None:
             going = [route for route in routes.sends[placement.graph.ready_at(value)] if route.value.id == value]
@@ -275,10 +234,10 @@ class PipelineRunner:
             receive=receive,
             send=send,
             seed=seed,
-            scratch=self._buffers if recomputing else frozenset(),
+            buffers=flight.buffers,
         )
         x = mode.begin(flight.x if flight.x is not None else torch.empty(shape, device="meta"))
-        with self._autocast(), mode:
+        with self._autocast(), visible_functions(), mode:
             output = self.network(x)
         mode.check_complete()
         if self.world.last:
@@ -287,7 +246,7 @@ class PipelineRunner:
             forward.take_rest(key)
         return output
 
-    def _backward(self, flight: _Flight, m: int, routes: Routes, backward: Transport) -> None:
+    def _backward(self, flight: Flight, m: int, routes: Routes, backward: Transport) -> None:
         roots: list[Any] = []
         gradients: list[Tensor | None] = []
         if flight.loss is not None:
@@ -320,11 +279,10 @@ class PipelineRunner:
         key = (shape, modes, trained)
         if key not in self._placements:
             graph = record_for(self.network, shape=shape, precision=self.precision, device=self.world.device.type)
-            digests = self.world.gather(graph.digest)
-            if len(set(digests)) > 1:
+            if len(set(self.world.gather(graph.signature))) > 1:
                 raise GraphMismatchError(
-                    f"the network's forward pass differs between ranks for an input of shape {shape}: it must not "
-                    "depend on the process (hash order, rank, environment)"
+                    f"the network's forward pass differs between ranks for an input of shape {shape}: build it alike "
+                    "everywhere; it must not depend on the process (hash order, rank, environment)"
                 )
             placement = transfer(self._planned, graph)
             self._placements[key] = placement, routes_of(placement, self.stage)

@@ -6,20 +6,22 @@ stage has sent. Every call is checked against the recording: were one rank to do
 messages would no longer match theirs.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from lampseg.errors import GraphMismatchError
 from lampseg.parallel.pipeline.routes import Routes
 from lampseg.parallel.randomness import is_random, mix, seeded
-from lampseg.partition.graph import Operation, SameTensor, Value, ValueId
+from lampseg.partition.graph import NewTensor, Operation, SameTensor, Value, ValueId
+from lampseg.partition.kernels import storage_of, tensors_in
 from lampseg.partition.placement import Placement
-from lampseg.partition.record import fill_slots, function_name
+from lampseg.partition.recorder import fill_slots, function_name
 
 _LABEL = "_lampseg_value"
 
@@ -35,8 +37,8 @@ class StageMode(TorchFunctionMode):
         receive: gives the tensor of a value that another stage made.
         send: takes a value that others read, once it is final.
         seed: of this micro-batch, for random operations.
-        scratch: ids of tensors to be copied before use: a second run of the same forward must not update the
-            buffers again (not every kernel says that it writes them: batch_norm does not).
+        buffers: what to use in place of buffers (by id), in a second run of the same forward: it must find them as
+            the first did, and not update them again.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class StageMode(TorchFunctionMode):
         receive: Callable[[Value], Tensor],
         send: Callable[[ValueId, Tensor], None],
         seed: int,
-        scratch: frozenset[int] = frozenset(),
+        buffers: Mapping[int, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self._operations = placement.graph.operations
@@ -57,10 +59,11 @@ class StageMode(TorchFunctionMode):
         first = (0, *placement.cuts)[stage]
         last = (*placement.cuts, len(self._operations))[stage]
         self._mine = range(first, last)
-        self._routes, self._device, self._seed, self._scratch = routes, device, seed, scratch
+        self._routes, self._device, self._seed, self._buffers = routes, device, seed, buffers or {}
         self._receive, self._send = receive, send
         self._sending = {route.value.id for routes_ in routes.sends.values() for route in routes_}
         self._made: dict[ValueId, Tensor] = {}
+        self._sent: set[ValueId] = set()
         self._received: dict[ValueId, Tensor] = {}
         self._next = 0
 
@@ -89,7 +92,10 @@ class StageMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         index, name = self._next, function_name(func)
+        if name == "device":  # answered by the fake tensors themselves in the recording, so not numbered
+            return self._device_of(args[0])
         if index >= len(self._operations) or self._operations[index].name != name:
             recorded = self._operations[index].name if index < len(self._operations) else "nothing more"
             raise GraphMismatchError(
@@ -98,31 +104,58 @@ class StageMode(TorchFunctionMode):
             )
         self._next += 1
         op = self._operations[index]
+        if op.effect:
+            return func(*args, **kwargs)
         if op.plain:
-            return op.result
+            # Recorded with gradients on: a network that asks may do something else without them.
+            return op.result if name != "requires_grad" or torch.is_grad_enabled() else False
         if index not in self._mine:
-            return self._skip(op, args, kwargs or {})
-        out = self._run(op, func, args, kwargs or {})
-        return out
+            return self._skip(op, args, kwargs)
+        return self._run(op, func, args, kwargs)
 
     def _run(self, op: Operation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args, kwargs = tree_map_only(Tensor, self._real, (args, kwargs))
-        if is_random(op.name):
-            with seeded(mix(self._seed, op.index), self._device):
-                out = func(*args, **kwargs)
-        else:
+        with self._random(op):
             out = func(*args, **kwargs)
+        out = self._checked(op, out, tensors_in((args, kwargs)))
         if self._sending:
-            tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            for tensor, spec in zip(tensors, op.outputs, strict=True):
+            for tensor, spec in zip(tensors_in(out), op.outputs, strict=True):
                 # By the recording, not by the live object: contiguous() may copy here and not there.
-                if spec.value.id in self._sending and spec.value.id not in self._made:
-                    self._made[spec.value.id] = tensor
+                value = spec.value.id
+                if value in self._sending and value not in self._sent:
+                    self._made.setdefault(value, tensor)
             self._send_ready(op.index)
         for value in op.reads:
             if self._routes.last_read.get(value) == op.index:
                 self._received.pop(value, None)
         return out
+
+    def _random(self, op: Operation) -> contextlib.AbstractContextManager[None]:
+        # A custom function may draw numbers inside.
+        if is_random(op.name) or op.name.endswith(".apply"):
+            return seeded(mix(self._seed, op.index), self._device)
+        return contextlib.nullcontext()
+
+    def _checked(self, op: Operation, out: Any, inputs: list[Tensor]) -> Any:
+        """The result, if it is of the recorded shapes; with memory of its own where the recorded one had.
+
+        A received tensor is contiguous even if the sent one was not: contiguous() or reshape() may then return
+        the same memory where one device would have a copy, and a later write would reach both.
+        """
+        tensors = tensors_in(out)
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if shapes != [spec.value.shape for spec in op.outputs]:
+            recorded = [spec.value.shape for spec in op.outputs]
+            raise GraphMismatchError(
+                f"call {op.index} of the network, `{op.name}`, returned shapes {shapes}, recorded were {recorded}: its "
+                "forward pass does not depend on the input's shape alone"
+            )
+        if not self._routes.receives:
+            return out
+        shared = {storage_of(tensor) for tensor in inputs}
+        fresh = (isinstance(spec, NewTensor) and spec.fresh for spec in op.outputs)
+        copied = {id(t): t.clone() for t, new in zip(tensors, fresh, strict=True) if new and storage_of(t) in shared}
+        return tree_map_only(Tensor, lambda t: copied.get(id(t), t), out) if copied else out
 
     def _skip(self, op: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         outputs: list[Tensor] = []
@@ -130,7 +163,7 @@ class StageMode(TorchFunctionMode):
         for spec in op.outputs:
             if isinstance(spec, SameTensor):
                 if inputs is None:
-                    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                    inputs = tensors_in((args, kwargs))
                 same = inputs[spec.position]
                 if same.device.type != "meta" and not isinstance(same, torch.nn.Parameter):
                     outputs.append(same)  # made here, and passed on unchanged by another stage
@@ -150,7 +183,7 @@ class StageMode(TorchFunctionMode):
 
     def _real(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "meta":
-            return tensor.clone() if id(tensor) in self._scratch else tensor
+            return self._buffers.get(id(tensor), tensor)
         value: Value | None = getattr(tensor, _LABEL, None)
         if value is None:
             raise GraphMismatchError(
@@ -161,6 +194,13 @@ class StageMode(TorchFunctionMode):
             self._received[value.id] = self._receive(value)
         return self._received[value.id]
 
+    def _device_of(self, tensor: Tensor) -> torch.device:
+        value: Value | None = getattr(tensor, _LABEL, None)
+        if tensor.device.type != "meta":
+            return tensor.device
+        return value.device if value is not None and value.device.type == "cpu" else self._device
+
     def _send_ready(self, operation: int) -> None:
         for value in dict.fromkeys(route.value.id for route in self._routes.sends.get(operation, ())):
-            self._send(value, self._made[value])
+            self._send(value, self._made.pop(value))
+            self._sent.add(value)

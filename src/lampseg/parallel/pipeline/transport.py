@@ -31,7 +31,8 @@ class Transport:
             return
         arrivals: dict[tuple[int, ...], list[tuple[Tensor, dist.Work]]] = {}
         for route in routes:
-            buffer = torch.empty(route.value.shape, dtype=route.value.dtype, device=self._device)
+            at = route.value.device if route.value.device.type == "cpu" else self._device
+            buffer = torch.empty(route.value.shape, dtype=route.value.dtype, device=at)
             work = dist.irecv(buffer, getattr(route, peer), group=self._group)
             assert work is not None
             arrivals.setdefault(route.value.id, []).append((buffer, work))

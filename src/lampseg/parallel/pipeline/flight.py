@@ -1,0 +1,68 @@
+"""A micro-batch in flight: what a stage keeps of it between its forward and its backward."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from lampseg.partition.graph import Value, ValueId
+
+
+@dataclass
+class Arrived:
+    """A received value: its data until it is read, then its gradient."""
+
+    data: Tensor | None
+    gradient: Tensor | None = None
+
+
+@dataclass
+class Flight:
+    """One micro-batch on one stage."""
+
+    edges: dict[ValueId, GradientEdge] = field(default_factory=dict)
+    """Where the gradients of sent values enter my part of the graph."""
+    arrivals: dict[ValueId, Arrived] = field(default_factory=dict)
+    loss: Tensor | None = None
+    x: Tensor | None = None
+    """The input, kept for recompute."""
+    buffers: dict[int, Tensor] = field(default_factory=dict)
+    """Copies of my buffers (by id) as they were before the forward, for recompute."""
+
+    def keep_buffers(self, network: nn.Module) -> None:
+        """Copies the buffers, so that a second forward finds them as the first did, and does not update them again."""
+        self.buffers = {id(buffer): buffer.clone() for buffer in network.buffers() if not buffer.is_meta}
+
+    def read(self, value: Value, *, anchor: Tensor, gradients: bool, keep: bool) -> Tensor:
+        """The data of a received value; with `gradients`, its gradient will be found in `arrivals`."""
+        arrived = self.arrivals[value.id]
+        if gradients and value.carries_gradient:
+            with torch.enable_grad():  # it may be read first where the network needs no gradient, and then again
+                entered: Tensor = _Arrive.apply(anchor, arrived)  # type: ignore[no-untyped-call]
+            return entered
+        assert arrived.data is not None
+        data = arrived.data
+        if not keep:
+            arrived.data = None
+        return data
+
+
+class _Arrive(torch.autograd.Function):
+    """Enters a received tensor into the autograd graph, which then holds its data only where an operation saves it.
+
+    (A leaf with requires_grad would be held by its AccumulateGrad node until backward, even after a concatenation.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, arrived: Arrived) -> Tensor:
+        ctx.arrived = arrived
+        data, arrived.data = arrived.data, None
+        assert data is not None
+        return data.view_as(data)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        ctx.arrived.gradient = gradients[0]
+        return None, None
