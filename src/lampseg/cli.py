@@ -1,15 +1,18 @@
 """The command `lampseg`: parses the verbs and their options, and turns errors into messages and exit codes."""
 
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from lampseg.errors import UserError
+from lampseg.version import __version__
 
 INTERRUPTED = 130
 
@@ -18,18 +21,19 @@ INTERRUPTED = 130
 class Plan:
     """Say what fits and how the network is split, before anything runs.
 
-    Any field of the configuration can be set with its dotted name: --network.filters 64 --curriculum.0.batch 8
+    Any field of the configuration can be set by its dotted name, with a value as in YAML:
+    --network.filters 64 --curriculum.0.patch "[64, 64, 32]"
     """
 
     config: tyro.conf.Positional[Path]
     """YAML file."""
-    devices: str | None = None
-    """How many, with the memory of each if wanted: 4, 4x16GiB."""
+    devices: Annotated[str | None, tyro.conf.arg(metavar="N[xMEMORY]")] = None
+    """How many, with the memory of each if wanted: 4, 4x16GiB. They need not exist here."""
     json: bool = False
     """Print the plans as JSON."""
-    shape: tuple[int, int, int] | None = None
+    shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="X Y Z")] = None
     """Largest volume in voxels, to plan without data."""
-    classes: int | None = None
+    classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of classes with the background, to plan without data."""
 
     def run(self, overrides: dict[str, str]) -> None:
@@ -52,14 +56,15 @@ class Plan:
 class Train:
     """Train a network by the curriculum, split over the devices.
 
-    Any field of the configuration can be set with its dotted name: --network.filters 64 --curriculum.0.batch 8
+    Any field of the configuration can be set by its dotted name, with a value as in YAML:
+    --network.filters 64 --curriculum.0.patch "[64, 64, 32]"
     """
 
     config: tyro.conf.Positional[Path]
     """YAML file."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run")]
     """Folder of the run: configuration, plan, metrics, checkpoints, report."""
-    devices: str | None = None
+    devices: Annotated[str | None, tyro.conf.arg(metavar="N[xMEMORY]")] = None
     """How many processes (CUDA if present, else CPU): 2, or 2x16GiB to state the memory of each."""
     resume: bool = False
     """Continue at the last checkpoint, also on another number of devices."""
@@ -82,11 +87,11 @@ class Predict:
     """Folder for the results."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """NIfTI files, or folders of them."""
-    devices: str | None = None
+    devices: Annotated[str | None, tyro.conf.arg(metavar="N[xMEMORY]")] = None
     """As in train; without it as the run was trained."""
     checkpoint: str = "best"
     """best, last, stage-N, or a safetensors file."""
-    window: tuple[int, ...] | None = None
+    window: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N [N N]")] = None
     """Sliding window in voxels, one number or three; without it the whole volume in one pass."""
     overlap: float = 0.25
     """Of sliding windows, as a fraction."""
@@ -149,9 +154,8 @@ class Demo:
     """Folder to be made."""
     devices: str = "2"
     """As in train."""
-    scale: Annotated[str, tyro.conf.arg(help="full (about 5 minutes on 2 cores) or tiny (a minute, for tests)")] = (
-        "full"
-    )
+    scale: Literal["full", "tiny"] = "full"
+    """full: about 5 minutes on 2 cores; tiny: a minute, to see that everything works."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from lampseg.commands.demo import demo
@@ -160,18 +164,34 @@ class Demo:
         demo(self.out, devices=self.devices, scale=self.scale)
 
 
+DESCRIPTION = (
+    "Train and run 3D segmentation networks split over devices. `lampseg VERB --help` explains a verb. "
+    "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 130 interrupted."
+)
 Verb = Plan | Train | Predict | Evaluate | DemoData | Demo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb, rest = tyro.cli(Verb, prog="lampseg", args=arguments, return_unknown_args=True)
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"lampseg {__version__}\n")
+        return
+    _check_verb(arguments)
+    options, fields = split_overrides(arguments)
+    verb, rest = tyro.cli(
+        Verb,
+        prog="lampseg",
+        description=DESCRIPTION,
+        args=options,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     from lampseg.parallel.launch import WorkerError, is_worker, run_worker
 
     console = Console(stderr=True)
     try:
-        overrides = parse_overrides(rest)
+        overrides = parse_overrides([*fields, *rest])
         if is_worker():
             run_worker(lambda: verb.run(overrides))
         else:
@@ -186,6 +206,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
 
 
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the fields of the configuration out of the arguments of `plan` and `train`: (options, overrides).
+
+    They may stand anywhere, also before the configuration file, which would else be taken for their value.
+    """
+    if list(arguments[:1]) not in (["plan"], ["train"]):
+        return list(arguments), []
+    from lampseg.config import Config
+
+    options: list[str] = []
+    fields: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        found = re.fullmatch(r"(--)?([A-Za-z_][\w-]*)((?:\.[\w-]+)*)(=.*)?", item, re.DOTALL)
+        field = found is not None and (found[3] or found[2] in Config.model_fields)
+        if found is None or not field or not (found[1] or found[4]):
+            options.append(item)
+            continue
+        fields.append(item)
+        if not found[4] and (following := next(items, None)) is not None:
+            fields.append(following)
+    return options, fields
+
+
 def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
     """`--a.b value`, `--a.b=value` and `a.b=value` -> {"a.b": "value"}.
 
@@ -198,17 +242,34 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals:
             if not item.startswith("--"):
-                raise UserError(f"`{item}` is not understood here; `lampseg --help` lists what is")
+                raise UserError(f"`{item}` is not understood here; `lampseg VERB --help` lists the options")
             following = next(items, None)
-            if following is None:
-                raise UserError(f"`{item}` needs a value")
+            if following is None or following.startswith("--"):
+                raise UserError(
+                    f"`{item}` is no option of this verb, and as a field of the configuration it needs a value; "
+                    "`lampseg VERB --help` lists the options"
+                )
             value = following
         overrides[name.removeprefix("--").replace("-", "_")] = value
     return overrides
 
 
+def _check_verb(arguments: Sequence[str]) -> None:
+    """Names a misspelt verb; tyro would only say that one is missing."""
+    verbs = ("plan", "train", "predict", "evaluate", "demo-data", "demo")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        near = difflib.get_close_matches(arguments[0], verbs, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(verbs)}"
+        Console(stderr=True).print(f"lampseg: unknown verb `{arguments[0]}`: {hint}", markup=False, highlight=False)
+        sys.exit(2)
+
+
 def _with_devices(overrides: dict[str, str], devices: str | None) -> dict[str, str]:
-    return overrides if devices is None else overrides | {"parallel.devices": devices}
+    if devices is None:
+        return overrides
+    if not devices.strip():
+        raise UserError("--devices: is empty; give a number such as 2, or leave it out")
+    return overrides | {"parallel.devices": devices}
 
 
 def _no_overrides(overrides: dict[str, str]) -> None:
@@ -220,6 +281,6 @@ def _three(window: tuple[int, ...] | None) -> tuple[int, int, int] | None:
     if window is None:
         return None
     if len(window) not in (1, 3) or min(window) < 1:
-        raise UserError(f"--window: {list(window)} is not one size or three, in voxels")
+        raise UserError(f"--window: {list(window)} is not one size above 0 or three, in voxels")
     x, y, z = window * 3 if len(window) == 1 else window
     return x, y, z

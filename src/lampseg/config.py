@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from lampseg.config_file import read_tree
 from lampseg.errors import UserError
 
 PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Patch = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] | Literal["whole"]
 
@@ -19,6 +21,14 @@ class Section(BaseModel):
     """One block of the YAML file: frozen, and no field that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as switches, and pydantic would take those for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a switch (true, false, yes, no, on, off) has no meaning here; quote it if it is a name")
+        return value
 
 
 class NetworkConfig(Section):
@@ -39,7 +49,7 @@ class DataConfig(Section):
     format: Literal["auto", "msd"] = "auto"
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Spacing in mm that volumes are resampled to, in RAS axis order; None keeps each volume's own."""
-    window: tuple[float, float] | None = None
+    window: tuple[FiniteFloat, FiniteFloat] | None = None
     """Intensities clipped to this range and mapped linearly to [0, 1]; None: zero mean, unit deviation."""
     validation: Fraction = 0.2
     """Fraction of the training cases held out (by seed) to select the best model; 0 selects by the last step."""
@@ -77,7 +87,7 @@ class StageConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "StageConfig":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either `epochs` or `steps`")
+            raise ValueError(f"give either `epochs` or `steps`, {'not both' if self.steps else 'one is needed'}")
         return self
 
     @property
@@ -95,8 +105,8 @@ class StageConfig(Section):
 class LossConfig(Section):
     """AnatomyNet's hybrid loss: soft Dice + `focal` x focal(gamma), weighted by class."""
 
-    focal: Annotated[float, Field(ge=0)] = 0.5
-    gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal: Annotated[FiniteFloat, Field(ge=0)] = 0.5
+    gamma: Annotated[FiniteFloat, Field(ge=0)] = 2.0
     class_weights: Literal["auto", "equal"] | tuple[PositiveFloat, ...] = "auto"
     """`auto`: from the training set's voxel frequencies; or one weight per class, background first."""
 
@@ -118,7 +128,7 @@ class ParallelConfig(Section):
     micro_batches: PositiveInt | Literal["auto"] = "auto"
     """How many micro-batches a mini-batch is cut into; auto: min(batch, 8), the same for any device count."""
     recompute: Literal["none", "all_but_last", "all"] = "none"
-    timeout: PositiveFloat = 1800.0
+    timeout: Annotated[PositiveFloat, Field(le=30 * 24 * 3600)] = 1800.0
     """Seconds after which a rank that waits for a silent peer gives up."""
 
 
@@ -148,7 +158,7 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 def load_config(path: Path, *, overrides: dict[str, str] | None = None) -> Config:
@@ -159,19 +169,7 @@ def load_config(path: Path, *, overrides: dict[str, str] | None = None) -> Confi
     Raises:
         UserError: the file is missing or not YAML, a field is unknown or has a bad value.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected fields such as `network:` and `data:`, found {type(tree).__name__}")
-    for field, text in (overrides or {}).items():
-        _override(tree, field, text)
-    return parse_config(tree, source=str(path))
+    return parse_config(read_tree(path, overrides=overrides), source=str(path))
 
 
 def parse_config(tree: dict[str, Any], *, source: str = "config") -> Config:
@@ -181,9 +179,9 @@ def parse_config(tree: dict[str, Any], *, source: str = "config") -> Config:
         UserError: naming every faulty field, what is wrong with it and, for a misspelt one, the nearest name.
     """
     try:
-        return Config.model_validate(_float_exponents(tree))
+        return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+        raise UserError(f"{source}: {'; '.join(_faults(error))}") from error
 
 
 def dump_config(config: Config) -> str:
@@ -191,67 +189,70 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(tree: dict[str, Any], field: str, text: str) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{field}: {text!r} is not a valid value: {error}") from error
-    *parents, last = field.split(".")
-    node: Any = tree
-    for key in parents:
-        child = node[int(key)] if isinstance(node, list) and _index(key, node, field) else node.get(key)
-        if child is None:
-            child = node[key] = {}
-        if not isinstance(child, dict | list):
-            raise UserError(f"{field}: `{key}` holds a plain value, it has no field `{last}`")
-        node = child
-    if isinstance(node, list):
-        _index(last, node, field)
-        node[int(last)] = value
-    else:
-        node[last] = value
+# What a field of several types should be; pydantic would list what is wrong with it as each of them.
+_EXPECTED = {
+    "curriculum": "a list of at least one stage, such as `- {patch: 64, batch: 2, epochs: 100}`",
+    "kwargs": "arguments by name, such as {momentum: 0.9}",
+    "root": "the path of a folder",
+    "patch": "one size above 0, three sizes such as [128, 128, 64], or `whole`",
+    "spacing": "three sizes in mm above 0, such as [1, 1, 1.5]; leave it out to keep each volume's own",
+    "window": "two numbers, the lower first, such as [-21, 89]; leave it out to normalise instead",
+    "class_weights": "`auto`, `equal`, or a list of one number above 0 for each class, background first",
+    "devices": "a number such as 2, or 2x16GiB to state the memory of each",
+    "micro_batches": "a whole number above 0, or `auto`",
+}
+_FILL_IN = {
+    "data": "add `data: {root: FOLDER}`",
+    "data.root": "give the dataset's folder",
+    "curriculum": f"add {_EXPECTED['curriculum']}",
+}
 
 
-def _index(key: str, items: list[Any], field: str) -> bool:
-    if not key.isdigit() or int(key) >= len(items):
-        raise UserError(f"{field}: `{key}` is not one of the entries 0 to {len(items) - 1}")
-    return True
+def _faults(error: ValidationError) -> list[str]:
+    """One text for each faulty field."""
+    faults: dict[str, str] = {}
+    for item in error.errors():
+        section, place = _place(item["loc"])
+        name, field, kind = ".".join(place), place[-1], item["type"]
+        given = f" (given: {item['input']!r})"
+        if kind == "extra_forbidden" or (kind == "invalid_key" and section is not None):
+            assert section is not None
+            near = difflib.get_close_matches(field, section.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"the fields here are {', '.join(section.model_fields)}"
+            text = f"unknown field `{name}`: {hint}"
+        elif kind == "missing" and len(item["loc"]) == len(place):
+            text = f"`{name}` is missing: {_FILL_IN.get(name, 'add it')}"
+        elif kind == "value_error":
+            text = f"`{name}`: {item['msg'].removeprefix('Value error, ')}{given}"
+        elif kind == "too_short" and item["input"]:
+            continue  # the stages that are there are faulty, and reported
+        elif field in _EXPECTED:
+            text = f"`{name}`: should be {_EXPECTED[field]}{given}"
+        elif kind == "model_type":
+            fields = StageConfig if place[0] == "curriculum" else Config.model_fields[field].annotation
+            text = f"`{name}`: should hold fields ({', '.join(getattr(fields, 'model_fields', ()))}){given}"
+        else:
+            text = f"`{name}`: {item['msg'].replace('Input should', 'should')}{given}"
+        faults.setdefault(name, text)
+    return list(faults.values())
 
 
-def _float_exponents(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` (no dot) as a string; give it the number that was meant."""
-    if isinstance(value, dict):
-        return {k: _float_exponents(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_float_exponents(v) for v in value]
-    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _place(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """Where a fault lies: the section in which the last name is unknown, if it is, and the names down to the field.
 
-
-def _explain(error: Any) -> str:
-    loc = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(loc[:-1])
-        near = difflib.get_close_matches(loc[-1], fields, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"the fields here are {', '.join(fields)}"
-        return f"unknown field `{'.'.join(loc)}`: {hint}"
-    if error["type"] == "missing":
-        return f"`{'.'.join(loc)}` is missing"
-    return f"`{'.'.join(loc)}`: {error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})"
-
-
-def _fields_at(loc: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+    What pydantic appends to the field (the types that it tried, positions in a list) is left out.
+    """
+    section: type[BaseModel] = Config
+    place: list[str] = []
     for part in loc:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        if part == "curriculum":
-            model = StageConfig
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+        place.append(str(part))
+        if place[-2:-1] == ["curriculum"] and isinstance(part, int):
+            section = StageConfig
+        elif part not in section.model_fields:
+            return section, place
+        elif part != "curriculum":
+            inner = section.model_fields[str(part)].annotation
+            if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                break
+            section = inner
+    return None, place

@@ -17,15 +17,19 @@ from torch import Tensor
 from lampseg.parallel.pipeline import transport
 from lampseg.parallel.world import World
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds without any progress after which a stage gives up waiting: the stages' messages do not match."""
+
+
+Messages = dict[tuple[str, int, int], list[Tensor]]
+"""What was sent, in order, by (forward or backward, source, target)."""
 
 
 @dataclass
 class _Post:
-    """What all stages share: the messages on their way, in order, for each (group, source, target)."""
+    """What all stages share."""
 
-    sent: dict[tuple[str, int, int], list[Tensor]] = field(default_factory=dict)
+    sent: Messages = field(default_factory=dict)
     posted: dict[tuple[str, int, int], int] = field(default_factory=dict)
     items: dict[int, list[Any]] = field(default_factory=dict)
     baton: threading.Condition = field(default_factory=threading.Condition)
@@ -83,9 +87,14 @@ def _queues_for_gloo(post: _Post) -> Iterator[None]:
         transport.dist = real  # type: ignore[attr-defined]
 
 
-def run_threads(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-    """Calls `function(world, *args)` on `size` threads (args are copied) and returns the results in rank order."""
+def run_threads(function: Callable[..., Any], size: int, *args: Any, messages: Messages | None = None) -> list[Any]:
+    """Calls `function(world, *args)` on `size` threads (args are copied) and returns the results in rank order.
+
+    What the stages sent to each other is noted in `messages`.
+    """
     post = _Post()
+    if messages is not None:
+        post.sent = messages
     results: list[Any] = [None] * size
 
     def work(rank: int) -> None:

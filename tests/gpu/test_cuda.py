@@ -26,9 +26,7 @@ def one_step(device: str, precision: str) -> tuple[float, dict[str, torch.Tensor
     torch.manual_seed(0)
     network = UNet(out_channels=3, filters=8, depth=2, norm="instance")
     network = network.double() if precision == "float64" else network
-    plan = make_plan(
-        network, shape=SHAPES[0], training=Training(2, "1f1b", "all"), precision=precision, device=device
-    )
+    plan = make_plan(network, shape=SHAPES[0], training=Training(2, "1f1b", "all"), precision=precision, device=device)
     world = join(device=device, timeout=60)
     model = ParallelModel(network, plan, world=world)
     generator = torch.Generator().manual_seed(1)

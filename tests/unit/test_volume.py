@@ -161,12 +161,15 @@ def test_label_values_outside_the_classes(tmp_path: Path, dtype: Any) -> None:
 
 def test_a_label_on_another_grid(tmp_path: Path) -> None:
     image = Volume(noise(), AFFINE)
-    moved, near = AFFINE.copy(), AFFINE.copy()
-    moved[0, 3] += 0.1
-    near[0, 3] += 1e-4
+    moved, turned, near = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
+    moved[0, 3] += 0.03
+    turned[0, 1] += 0.003
+    near[0, 3] += 0.02
+    near[0, 1] += 0.0005
     assert read_label(save(tmp_path / "near.nii.gz", organs(), near), classes=3, like=image).shape == SHAPE
-    with pytest.raises(UserError, match=r"moved\.nii\.gz: affine .* differs from its image's"):
-        read_label(save(tmp_path / "moved.nii.gz", organs(), moved), classes=3, like=image)
+    for other in (moved, turned):
+        with pytest.raises(UserError, match=r"other\.nii\.gz: affine .* differs from its image's"):
+            read_label(save(tmp_path / "other.nii.gz", organs(), other), classes=3, like=image)
     with pytest.raises(UserError, match=r"flat\.nii\.gz: label map of shape 9x8x6, but its image has 9x8x7"):
         read_label(save(tmp_path / "flat.nii.gz", organs()[:, :, :6]), classes=3, like=image)
 

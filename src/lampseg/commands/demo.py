@@ -7,12 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from lampseg.commands.predict import RECORD, PredictOptions, predict
+from lampseg.commands.run_folder import check_writable
 from lampseg.commands.train import train
 from lampseg.config import Config, dump_config, parse_config
 from lampseg.data import Dataset, write_phantom
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, SliceView, evaluate, write_report
 from lampseg.evaluation.tables import write_text
+from lampseg.parallel.devices import parse_devices
 
 WINDOW = (-160.0, 240.0)
 """HU; the paper's liver window would clip fat and bone, by which a head is recognised."""
@@ -29,7 +31,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(cases=24, test=6, filters=8, steps=(240, 120, 90)),
+    "full": Scale(cases=24, test=6, filters=32, steps=(300, 150, 50)),
     "tiny": Scale(cases=4, test=2, filters=4, steps=(2, 2, 2)),
 }
 PATCHES = (16, 32)
@@ -40,11 +42,11 @@ def demo_config(data: Path, *, scale: Scale, devices: int | str) -> Config:
     small, medium, whole = scale.steps
     return parse_config(
         {
-            "network": {"name": "unet", "filters": scale.filters, "norm": "instance", "depth": 3, "stem_stride": 1},
+            "network": {"name": "unet", "filters": scale.filters, "norm": "instance", "depth": 2},
             "data": {"root": str(data), "window": list(WINDOW), "validation": 0.17},
             "curriculum": [
-                {"patch": PATCHES[0], "batch": 16, "steps": small, "lr": 1e-3},
-                {"patch": PATCHES[1], "batch": 4, "steps": medium, "lr": 1e-3},
+                {"patch": PATCHES[0], "batch": 16, "micro_batches": 4, "steps": small, "lr": 1e-3},
+                {"patch": PATCHES[1], "batch": 8, "micro_batches": 4, "steps": medium, "lr": 1e-3},
                 {"patch": "whole", "batch": 2, "steps": whole, "lr": 5e-4},
             ],
             "parallel": {"devices": devices},
@@ -60,17 +62,23 @@ def demo(out: Path, *, devices: int | str = 2, scale: str = "full") -> Path:
         The path of the HTML report.
 
     Raises:
-        UserError: `out` is not empty.
+        UserError: `out` is not empty or can't be written, no such scale or devices.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty; remove it or choose another --out")
+    if scale not in SCALES:
+        raise UserError(f"--scale: {scale!r} is not known; choose {' or '.join(SCALES)}")
+    parse_devices(devices)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is not an empty folder; remove it or choose another --out")
+    check_writable(out, option="--out")
     console = Console()
     size = SCALES[scale]
     console.rule("phantom")
     dataset = write_phantom(out / "data", cases=size.cases, seed=0, test=size.test)
     config = demo_config(out / "data", scale=size, devices=devices)
     write_text(out / "config.yaml", dump_config(config))
-    console.print(f"{len(dataset.training)} training and {len(dataset.test)} test cases in {out / 'data'}")
+    console.print(
+        f"{len(dataset.training)} training and {len(dataset.test)} test cases in {out / 'data'}", markup=False
+    )
     console.rule("curriculum")
     train(config, run=out / "run")
     console.rule("test cases")
@@ -79,11 +87,11 @@ def demo(out: Path, *, devices: int | str = 2, scale: str = "full") -> Path:
     console.print(comparison.table())
     text = conclusion(comparison)
     write_text(out / "conclusion.txt", text + "\n")
-    console.print(text, highlight=False)
+    console.print(text, markup=False, highlight=False)
     report = write_report(
         out / "run", comparison=comparison, slices=_slices(dataset, predictions=out / "predictions-whole")
     )
-    console.print(f"report: {report}", highlight=False)
+    console.print(f"report: {report}", markup=False, highlight=False)
     return report
 
 

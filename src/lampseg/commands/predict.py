@@ -1,6 +1,7 @@
 """`predict`: segments images with the model of a run, on any number of devices."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lampseg.commands.run_folder import Task, read_task
+from lampseg.commands.run_folder import Task, check_writable, read_task
 from lampseg.config import Config, load_config
-from lampseg.data import read_volume
+from lampseg.data.headers import network_shape
+from lampseg.data.volume import remove_if_there
 from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
 from lampseg.inference.predictor import Prediction, Predictor, output_name
@@ -21,9 +23,10 @@ from lampseg.networks import build_network
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
-from lampseg.parallel.world import World, join, leave
+from lampseg.parallel.world import World, membership
 from lampseg.partition import make_plan
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
+from lampseg.training.smallest import enough_voxels
 from lampseg.training.validation import padded_shape
 
 RECORD = "predictions.json"
@@ -39,6 +42,17 @@ class PredictOptions:
     """Sliding window in voxels; None: the whole volume in one pass."""
     overlap: float = 0.25
     """Of sliding windows, as a fraction."""
+
+    def check(self, stride: Sequence[int]) -> None:
+        """Raises UserError unless the numbers are possible for a network of this total stride."""
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"--overlap: {self.overlap} is not a fraction from 0 to below 1")
+        if self.window is not None and any(size < 1 or size % step for size, step in zip(self.window, stride)):
+            fitting = [max(step, round(size / step) * step) for size, step in zip(self.window, stride)]
+            raise UserError(
+                f"--window: {list(self.window)} is not a multiple of the network's total stride {list(stride)}; use "
+                f"for instance {fitting}"
+            )
 
     def sliding(self) -> SlidingWindow | None:
         return None if self.window is None else SlidingWindow(self.window, self.overlap)
@@ -71,11 +85,11 @@ def predict(
         WorkerError: a process failed.
     """
     options = options or PredictOptions()
-    config = load_config(run / "config.yaml")
     task = read_task(run)
+    config = load_config(run / "config.yaml")
     files = image_files(images)
     weights_file(run, options.checkpoint)
-    options.sliding()
+    options.check(task.stride)
     if is_worker():
         _work(run, files, out=out, options=options, config=config, task=task)
         return
@@ -83,6 +97,9 @@ def predict(
     for file in files:
         if file.resolve() == (out / output_name(file)).resolve():
             raise UserError(f"{file}: the prediction would overwrite it; choose another --out")
+    _check_images(files, options=options, config=config, task=task, stages=use.count)
+    check_writable(out, option="--out")
+    remove_if_there(out / RECORD)  # it would list an earlier call's results
     if use.count > 1:
         launch(
             [
@@ -96,40 +113,69 @@ def predict(
 
 
 def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOptions, config: Config, task: Task) -> None:
-    world = join(device="cuda" if torch.cuda.is_available() else "cpu", timeout=config.parallel.timeout)
-    model = load_model(run, options.checkpoint, config=config, task=task, world=world, like=files[0])
-    predictor = Predictor(model, config=config, stride=task.stride)
-    written: list[Prediction] = []
-    console = Console()
-    for prediction in predictor.predict(files, out=out, window=options.sliding()):
-        written.append(prediction)
-        console.print(f"{prediction.output}: {prediction.seconds:.2f} s", highlight=False, soft_wrap=True)
-    if world.last:
-        record: dict[str, Any] = {
-            "checkpoint": options.checkpoint,
-            "window": options.window,
-            "overlap": None if options.window is None else options.overlap,
-            "devices": world.size,
-            "predictions": [{"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in written],
-        }
-        write_text(out / RECORD, json.dumps(record, indent=1))
-    world.gather(None)  # nobody leaves before all is written
-    leave()
+    with membership(device="cuda" if torch.cuda.is_available() else "cpu", timeout=config.parallel.timeout) as world:
+        model = load_model(run, options, config=config, task=task, world=world, like=files[0])
+        predictor = Predictor(model, config=config, stride=task.stride)
+        written: list[Prediction] = []
+        console = Console()
+        for prediction in predictor.predict(files, out=out, window=options.sliding()):
+            written.append(prediction)
+            console.print(
+                f"{prediction.output}: {prediction.seconds:.2f} s", markup=False, highlight=False, soft_wrap=True
+            )
+        if world.last:
+            record: dict[str, Any] = {
+                "checkpoint": options.checkpoint,
+                "window": options.window,
+                "overlap": None if options.window is None else options.overlap,
+                "devices": world.size,
+                "predictions": [
+                    {"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in written
+                ],
+            }
+            write_text(out / RECORD, json.dumps(record, indent=1))
+        world.gather(None)  # nobody leaves before all is written
 
 
-def load_model(run: Path, checkpoint: str, *, config: Config, task: Task, world: World, like: Path) -> ParallelModel:
-    """The run's network with a checkpoint's weights, split over the ranks for a volume such as `like`."""
-    network: nn.Module = build_network(config.network, in_channels=1, out_channels=len(task.classes))
-    if config.precision == "float64":
-        network = network.double()
-    weights = load_weights(weights_file(run, checkpoint))
-    check_fits(network, weights, source=str(run))
+def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Config, task: Task, stages: int) -> None:
+    """What the headers tell: whether all images can be segmented, and on so many devices, before anything starts."""
+    with torch.device("meta"):
+        network = _network(config, task)
+    network.eval()
+    shapes = {file: _input_shape(file, options=options, config=config, task=task) for file in files}
+    smallest = min(files, key=lambda file: math.prod(shapes[file]))
+    for file in dict.fromkeys((files[0], smallest)):
+        where = str(file) if options.window is None else "--window"
+        remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
+        with enough_voxels(where, shapes[file][2:], remedy=remedy):
+            make_plan(network, shape=shapes[file], stages=stages, precision=config.precision)
+
+
+def _input_shape(file: Path, *, options: PredictOptions, config: Config, task: Task) -> tuple[int, ...]:
+    """What the network is given of an image at once, (1, 1, X, Y, Z)."""
+    shape = network_shape(file, data=config.data)
+    return padded_shape(shape, task.stride) if options.window is None else (1, 1, *options.window)
+
+
+def _network(config: Config, task: Task) -> nn.Module:
+    network = build_network(config.network, in_channels=1, out_channels=len(task.classes))
+    return network.double() if config.precision == "float64" else network
+
+
+def load_model(
+    run: Path, options: PredictOptions, *, config: Config, task: Task, world: World, like: Path
+) -> ParallelModel:
+    """The run's network with a checkpoint's weights, split over the ranks for an image such as `like`."""
+    network = _network(config, task)
+    file = weights_file(run, options.checkpoint)
+    weights = load_weights(file)
+    check_fits(network, weights, source=str(file))
     network.load_state_dict(weights)
     network.eval()
     # One rank may be alone in seeing the file; the others follow its plan.
     plan: Any = None
     if world.first:
-        shape = padded_shape(read_volume(like).array.shape, task.stride)
+        shape = _input_shape(like, options=options, config=config, task=task)
         plan = make_plan(network, shape=shape, stages=world.size, precision=config.precision, device=world.device.type)
     plan = world.broadcast(plan)
     del weights
@@ -152,6 +198,7 @@ def weights_file(run: Path, checkpoint: str) -> Path:
     elif Path(checkpoint).is_file():
         return Path(checkpoint)
     there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    there += ["last"] if step_checkpoints(folder) else []
     raise UserError(
         f"{run}: has no checkpoint `{checkpoint}`; there is {', '.join(there) or 'none yet: train it first'}"
     )
@@ -180,5 +227,5 @@ def image_files(images: Sequence[Path]) -> list[Path]:
         if other is not file:
             raise UserError(f"{file} and {other} would be written to the same {output_name(file)}: predict them apart")
     if not files:
-        raise UserError("predict: no image given")
+        raise UserError("predict: no image given; name NIfTI files, or folders of them")
     return files

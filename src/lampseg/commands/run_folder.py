@@ -1,6 +1,8 @@
 """What identifies a run: its configuration, classes and stride, written before the first step."""
 
+import contextlib
 import json
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
 from lampseg.version import __version__
 
+_PROBE = ".writable"
+# What a run that never began may have left: `begin_run` writes the configuration last.
+_LEFT = ("preprocessed", "task.json", "environment.json")
 # What a resumed run must have in common with its beginning: everything that decides the weights.
 _DECISIVE = ("network", "data", "curriculum", "sampling", "loss", "optimizer", "precision", "seed")
 
@@ -26,32 +31,56 @@ class Task:
     stride: tuple[int, int, int]
 
 
-def begin_run(run: Path, config: Config, task: Task, *, resume: bool) -> None:
-    """Creates the run folder, or checks that it can be continued.
+def check_run_folder(run: Path, config: Config, *, resume: bool) -> None:
+    """Checks that a run can be begun, or continued, in a folder, before any work is done for it.
+
+    What an attempt that failed before the first step has left may be there; preprocessed volumes are reused.
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, or the other way round; it was begun with
-            another configuration; it can't be written.
+        UserError: the folder holds a run and `resume` is not set, or the other way round; it holds something else;
+            it was begun with another configuration; it can't be written.
     """
     written = run / "config.yaml"
+    try:
+        there = sorted(path.name for path in run.iterdir()) if run.is_dir() else []
+        is_file = run.exists() and not run.is_dir()
+    except OSError as error:
+        raise UserError(f"{run}: cannot be read ({error.strerror}); choose another folder for --run") from error
+    if is_file:
+        raise UserError(f"{run}: is a file; choose a folder for --run")
     if resume:
         if not written.is_file():
             raise UserError(f"{run}: there is no run to resume (no config.yaml); leave out --resume to begin one")
         _check_same(run, load_config(written), config)
-    elif run.exists() and (not run.is_dir() or any(path.name != "preprocessed" for path in run.iterdir())):
-        raise UserError(f"{run}: already holds something; continue it with --resume or choose another folder")
+    elif written.exists():
+        raise UserError(f"{run}: already holds a run; continue it with --resume or choose another folder")
+    elif foreign := [name for name in there if name not in _LEFT and not name.startswith(_PROBE)]:
+        raise UserError(f"{run}: is not empty (there is {foreign[0]}); choose a new or empty folder for --run")
+    check_writable(run, option="--run")
+
+
+def begin_run(run: Path, config: Config, task: Task) -> None:
+    """Writes what identifies the run, the configuration last: a folder with a config.yaml is that of a run.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
     write_text(run / "task.json", json.dumps({"classes": task.classes, "stride": task.stride}))
     write_text(run / "environment.json", json.dumps(environment(), indent=1))
-    write_text(written, dump_config(config))
+    write_text(run / "config.yaml", dump_config(config))
 
 
 def read_task(run: Path) -> Task:
     """Raises UserError if the folder is not that of a run."""
     try:
-        tree = json.loads((run / "task.json").read_text())
-        return Task(tuple(tree["classes"]), tuple(tree["stride"]))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{run}: not a run folder, its task.json cannot be read ({error})") from error
+        tree = json.loads((run / "task.json").read_text(encoding="utf-8"))
+        x, y, z = (int(step) for step in tree["stride"])
+        return Task(tuple(str(name) for name in tree["classes"]), (x, y, z))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{run}: not the folder of a run, its task.json cannot be read ({error}); give the folder that "
+            "`lampseg train --run` wrote"
+        ) from error
 
 
 def environment() -> dict[str, str]:
@@ -69,12 +98,33 @@ def environment() -> dict[str, str]:
     }
 
 
+def check_writable(folder: Path, *, option: str) -> None:
+    """Makes the folder and writes into it: permission bits say nothing of a read-only mount or of what root may do.
+
+    Raises:
+        UserError: it can't be written; `option` names what the user may change.
+    """
+    probe = folder / f"{_PROBE}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"lampseg")
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+        raise UserError(
+            f"{folder}: the folder cannot be written ({error.strerror or error}); free space or choose another folder "
+            f"for {option}"
+        ) from error
+
+
 def _check_same(run: Path, before: Config, now: Config) -> None:
-    faults = []
-    for section in _DECISIVE:
-        old, new = _plain(getattr(before, section)), _plain(getattr(now, section))
-        if old != new:
-            faults.append(f"`{section}` was {old}, now {new}")
+    old, new = _fields(before), _fields(now)
+    faults = [
+        f"`{field}` was {old.get(field, 'not there')}, now {new.get(field, 'not there')}"
+        for field in dict.fromkeys((*old, *new))
+        if old.get(field) != new.get(field)
+    ]
     if faults:
         raise UserError(
             f"{run}: was begun with another configuration: {'; '.join(faults)}. Resume with {run / 'config.yaml'}, "
@@ -82,9 +132,20 @@ def _check_same(run: Path, before: Config, now: Config) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "model_dump"):
-        tree = value.model_dump(mode="json")
-        tree.pop("cache", None)  # where the preprocessed volumes lie changes nothing
-        return tree
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+def _fields(config: Config) -> dict[str, Any]:
+    """The decisive fields by their dotted names."""
+    tree = config.model_dump(mode="json", include=set(_DECISIVE), exclude={"data": {"cache"}})
+    flat: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                walk(f"{name}.{key}" if name else key, item)
+        elif name == "curriculum":
+            for index, item in enumerate(value):
+                walk(f"{name}.{index}", item)
+        else:
+            flat[name] = value
+
+    walk("", tree)
+    return flat

@@ -1,5 +1,6 @@
 """`train`: prepares the run in this process, starts one process per device, and trains the curriculum."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,21 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lampseg.commands.run_folder import Task, begin_run
+from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
 from lampseg.data import read_dataset
 from lampseg.errors import UserError
 from lampseg.evaluation import write_report
 from lampseg.evaluation.tables import write_text
 from lampseg.parallel.devices import Devices, parse_devices, threads_per_process
-from lampseg.parallel.launch import is_worker, launch
-from lampseg.parallel.world import World, join, leave
+from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
+from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
-from lampseg.training.job import Job, largest_volume, make_plans, prepare_job
+from lampseg.training.job import Job, largest_volume, make_plans, prepare_job, smallest_volume
 from lampseg.training.trainer import Trainer
+
+RMSPROP_OPTIONS = ("alpha", "eps", "momentum", "weight_decay", "centered")
+"""Of torch.optim.RMSprop; the others decide how it computes, not what."""
 
 
 def train(config: Config, *, run: Path, resume: bool = False) -> None:
@@ -56,18 +60,17 @@ def _prepare(
     """Everything that can be refused is refused here, before the first process starts."""
     check_optimizer(config)
     dataset = read_dataset(config.data.root, format=config.data.format)
-    if not resume and run.exists() and (run / "config.yaml").exists():
-        raise UserError(f"{run}: already holds a run; continue it with --resume or choose another folder")
+    check_run_folder(run, config, resume=resume)
     with Progress(console=console, disable=console is None or not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("preparing volumes", total=len(dataset.training))
         job = prepare_job(config, cache=run / "preprocessed", on_case=lambda _: progress.advance(bar))
     if console is not None:
         for name in job.unseen:
-            console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt")
+            console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
     with torch.device("meta"):
         network = job.build()
-    plans = make_plans(config, network, devices=devices, largest=largest_volume(job))
-    begin_run(run, config, Task(job.classes, job.stride), resume=resume)
+    plans = make_plans(config, network, devices=devices, largest=largest_volume(job), smallest=smallest_volume(job))
+    begin_run(run, config, Task(job.classes, job.stride))
     write_text(run / "plan.json", plans_to_json(plans))
     return job, plans
 
@@ -75,17 +78,15 @@ def _prepare(
 def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False) -> None:
     """One process of the run."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    world = join(device=kind, timeout=config.parallel.timeout)
-    prepared = prepared or "LAMPSEG_PREPARED" in os.environ
-    if not prepared:
-        _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume)
-    job = prepare_job(config, cache=run / "preprocessed")
-    plans = plans_from_json((run / "plan.json").read_text())
-    Trainer(job, plans, world=world, run=run, resume=resume).train()
-    if world.first:
-        write_report(run)
-        Console().print(f"report: {run / 'report.html'}", highlight=False)
-    leave()
+    with membership(device=kind, timeout=config.parallel.timeout) as world:
+        if not (prepared or prepared_by_launcher()):
+            _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume)
+        job = prepare_job(config, cache=run / "preprocessed")
+        plans = plans_from_json((run / "plan.json").read_text())
+        Trainer(job, plans, world=world, run=run, resume=resume).train()
+        if world.first:
+            write_report(run)
+            Console().print(f"report: {run / 'report.html'}", markup=False, highlight=False)
 
 
 def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, resume: bool) -> None:
@@ -105,7 +106,13 @@ def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, res
 
 def check_optimizer(config: Config) -> None:
     """Raises UserError if torch's RMSprop does not take `optimizer.kwargs`."""
+    for name in config.optimizer.kwargs:
+        if name not in RMSPROP_OPTIONS:
+            near = difflib.get_close_matches(name, RMSPROP_OPTIONS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(RMSPROP_OPTIONS)}"
+            more = "; the learning rate is set by `curriculum`" if name == "lr" else ""
+            raise UserError(f"optimizer.kwargs: RMSprop has no option `{name}` here: {hint}{more}")
     try:
         torch.optim.RMSprop([torch.zeros(1)], lr=1.0, **config.optimizer.kwargs)
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.kwargs: {config.optimizer.kwargs}: {error}") from error
+        raise UserError(f"optimizer.kwargs: RMSprop refuses {config.optimizer.kwargs}: {error}") from error

@@ -1,8 +1,9 @@
 """A folder on disk -> cases -> checked volumes -> the network's grid -> patches or whole volumes, and back."""
 
 from lampseg.data.dataset import Case, Dataset, read_dataset, split_training
+from lampseg.data.grid import GridInfo, image_to_network, labels_to_grid
 from lampseg.data.phantom import PhantomScan, phantom_scan, write_phantom
-from lampseg.data.preprocess import GridInfo, PreparedCase, image_to_network, labels_to_grid, prepare
+from lampseg.data.preprocess import PreparedCase, prepare
 from lampseg.data.sampling import Draw, Sampler
 from lampseg.data.volume import Volume, read_label, read_volume, write_labels
 

@@ -1,48 +1,27 @@
 """Shapes on the network's grid from the headers alone: what a plan needs to know of a dataset."""
 
 from collections.abc import Iterable
-
-import nibabel
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from pathlib import Path
 
 from lampseg.config import DataConfig
-from lampseg.data.dataset import Case
-from lampseg.errors import UserError
+from lampseg.data.grid import grid_shape
+from lampseg.data.volume import read_geometry
 
 Triple = tuple[int, int, int]
 
 
-def network_shape(case: Case, *, data: DataConfig) -> Triple:
-    """The shape (X, Y, Z) that `prepare` would give the case, without reading its voxels.
+def network_shape(image: Path, *, data: DataConfig) -> Triple:
+    """The shape (X, Y, Z) that `prepare` would give a scan, without reading its voxels.
 
     Raises:
-        UserError: the file is missing or its header can't be read.
+        UserError: the file is missing, its header can't be read, is not that of a 3D volume or has no usable affine;
+            the volume would be too large at `data.spacing`.
     """
-    try:
-        image = nibabel.load(case.image)
-    except (OSError, ImageFileError, EOFError) as error:
-        raise UserError(f"{case.image}: cannot be read as NIfTI ({error})") from error
-    shape = tuple(int(size) for size in image.shape[:3])
-    if len(shape) != 3:
-        raise UserError(f"{case.image}: {len(shape)}D image where a 3D volume is expected")
-    orientation = nibabel.orientations.io_orientation(image.affine)
-    order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
-    x, y, z = (shape[axis] for axis in order)
-    if data.spacing is None:
-        return x, y, z
-    from monai.data.utils import compute_shape_offset  # here: importing MONAI takes seconds
-
-    ras = image.affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
-    own = np.linalg.norm(ras[:3, :3], axis=0)
-    wanted = ras.copy()
-    wanted[:3, :3] *= np.asarray(data.spacing) / own
-    out, _ = compute_shape_offset((x, y, z), ras, wanted, scale_extent=False)
-    a, b, c = (int(size) for size in out)
-    return a, b, c
+    shape, affine = read_geometry(image)
+    return grid_shape(shape, affine, data=data)
 
 
-def largest_shape(cases: Iterable[Case], *, data: DataConfig) -> Triple:
-    """Per axis the largest size among the cases."""
-    x, y, z = (max(sizes) for sizes in zip(*(network_shape(case, data=data) for case in cases)))
+def largest_shape(images: Iterable[Path], *, data: DataConfig) -> Triple:
+    """Per axis the largest size among the scans."""
+    x, y, z = (max(sizes) for sizes in zip(*(network_shape(image, data=data) for image in images)))
     return x, y, z

@@ -1,7 +1,8 @@
-"""Volumes onto the network's grid (RAS, spacing, intensity window), cached case by case, and labels back."""
+"""The cases of a dataset on the network's grid, kept in a folder case by case, and reused."""
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,35 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from lampseg.config import DataConfig
 from lampseg.data.dataset import Case
-from lampseg.data.volume import Volume, read_label, read_volume, remove_if_there, spacing_of
+from lampseg.data.grid import image_to_network, to_grid, triple
+from lampseg.data.volume import Volume, read_label, read_volume, remove_if_there
 from lampseg.errors import UserError
 
 FORMAT_VERSION = 1
 """Raise it whenever the same files and options would give other cached arrays."""
 POINTS = 10_000
 """Voxel coordinates kept per class, from which the centres of positive patches are drawn."""
-
-Affine = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class GridInfo:
-    """Two grids over one body: the input file's and the network's (affines: voxel index -> mm, RAS+)."""
-
-    input_shape: tuple[int, int, int]
-    input_affine: Affine
-    shape: tuple[int, int, int]
-    affine: Affine
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Of the network's grid, in mm."""
-        x, y, z = spacing_of(self.affine)
-        return (float(x), float(y), float(z))
 
 
 @dataclass(frozen=True)
@@ -58,39 +41,6 @@ class PreparedCase:
     """Voxels per class, background first; all 0 without a label map."""
     points: Path | None
     """.npz, `class_<index>`: int32 (up to 10000, 3), random voxels of that class."""
-
-
-def image_to_network(volume: Volume, *, data: DataConfig) -> tuple[npt.NDArray[np.float32], GridInfo]:
-    """RAS axis order, trilinear resampling to `data.spacing`, then the intensity window.
-
-    Returns:
-        The image (X, Y, Z), in [0, 1] with a window, else of zero mean and unit deviation; and both grids.
-    """
-    from monai.transforms import NormalizeIntensity, ScaleIntensityRange  # here: importing MONAI takes seconds
-
-    image, affine = _to_grid(volume.array, volume.affine, data, mode="bilinear")
-    if data.window is None:
-        image = NormalizeIntensity()(image)
-    else:
-        low, high = data.window
-        image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
-    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy()[0], dtype=np.float32)
-    return array, GridInfo(_triple(volume.array.shape), volume.affine, _triple(array.shape), affine)
-
-
-def labels_to_grid(labels: npt.NDArray[Any], info: GridInfo) -> npt.NDArray[Any]:
-    """Class indices on the network's grid -> the input file's grid (nearest neighbour), keeping the integer type.
-
-    Exact, voxel for voxel, where the two grids differ only by the order and direction of their axes.
-    """
-    assert labels.shape == info.shape
-    assert labels.dtype.kind in "iu"
-    mapping = np.linalg.solve(info.affine, info.input_affine)
-    mapping = np.where(np.abs(mapping - np.rint(mapping)) < 1e-6, np.rint(mapping), mapping)  # rounding noise
-    out: npt.NDArray[Any] = ndimage.affine_transform(
-        labels, mapping, output_shape=info.input_shape, order=0, mode="nearest", prefilter=False
-    )
-    return out
 
 
 def prepare(
@@ -131,20 +81,6 @@ def prepare(
     return tuple(prepared)
 
 
-def _to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: str) -> tuple[Any, Affine]:
-    """(1, X, Y, Z) float32 MetaTensor in RAS order at `data.spacing`, and its affine."""
-    import torch
-    from monai.data import MetaTensor
-    from monai.transforms import Orientation, Spacing
-
-    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    tensor = MetaTensor(plain, affine=torch.from_numpy(affine))
-    tensor = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(tensor)
-    if data.spacing is not None:
-        tensor = Spacing(data.spacing, mode=mode, padding_mode="border", dtype=np.float32)(tensor)
-    return tensor, np.asarray(tensor.affine, dtype=np.float64)
-
-
 def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key: dict[str, Any]) -> PreparedCase:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / f"{case.id}.json"
@@ -177,7 +113,7 @@ def _label_to_network(case: Case, volume: Volume, classes: int, data: DataConfig
                 f"{case.label}: holds voxels of class {', '.join(map(str, sorted(drawn)))}, which dataset.json lists "
                 f"as `not_annotated` for {case.id}; remove the entry or the voxels"
             )
-    on_grid, _ = _to_grid(label, volume.affine, data, mode="nearest")
+    on_grid, _ = to_grid(label, volume.affine, data, mode="nearest")
     out: npt.NDArray[np.uint8] = on_grid.numpy()[0].round().astype(np.uint8)
     return out
 
@@ -230,14 +166,17 @@ def _cached(folder: Path, case_id: str, key: dict[str, Any]) -> PreparedCase | N
     image = folder / f"{case_id}.image.npy"
     label = None if key["label"] is None else folder / f"{case_id}.label.npy"
     points = None if key["label"] is None else folder / f"{case_id}.points.npz"
-    if not all(path.is_file() for path in (image, label, points) if path is not None):
+    # A crash of the machine may leave files that were renamed before their content reached the disk.
+    voxels = math.prod(facts["shape"])
+    least = ((image, 4 * voxels), (label, voxels), (points, 1))
+    if not all(path is None or (path.is_file() and path.stat().st_size >= size) for path, size in least):
         return None
     x, y, z = facts["spacing"]
     return PreparedCase(
         case_id,
         image,
         label,
-        _triple(facts["shape"]),
+        triple(facts["shape"]),
         (x, y, z),
         tuple(key["annotated"]),
         tuple(facts["voxels"]),
@@ -254,8 +193,3 @@ def _write(path: Path, fill: Callable[[Any], object]) -> None:
     except OSError:
         remove_if_there(partial)
         raise
-
-
-def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
-    x, y, z = shape
-    return (int(x), int(y), int(z))

@@ -139,9 +139,9 @@ class Sampler:
             largest = max(self.cases, key=lambda case: case.shape[axis])
             if size > largest.shape[axis]:
                 raise UserError(
-                    f"curriculum: patch {_by(patch)} is larger than every volume along {'XYZ'[axis]} (the largest "
-                    f"there is {largest.id}, {_by(largest.shape)} voxels); choose a smaller patch, `whole`, or a finer "
-                    "data.spacing"
+                    f"curriculum.{self._seeds[1]}.patch: patch {_by(patch)} is larger than every volume along "
+                    f"{'XYZ'[axis]} (the largest there is {largest.id}, {_by(largest.shape)} voxels); choose a smaller "
+                    "patch, `whole`, or a finer data.spacing"
                 )
 
 

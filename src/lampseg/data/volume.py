@@ -1,9 +1,10 @@
 """One NIfTI file -> an array and its affine, checked; and label arrays back into NIfTI files, atomically."""
 
+import contextlib
 import gzip
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -18,7 +19,10 @@ from lampseg.errors import UserError
 
 _NOT_READABLE = (OSError, EOFError, zlib.error, ValueError, OverflowError, ImageFileError, HeaderDataError)
 _SUFFIXES = (".nii.gz", ".nii")
-_TOLERANCE = 1e-3  # of the spacing: what float32 headers and format conversions may lose
+# Of the spacing: label maps are often written by other software than the scan, which rounds the header's numbers. The
+# origin may be off by more than the axes, whose fault grows with every voxel.
+_AXES_TOLERANCE = 1e-3
+_ORIGIN_TOLERANCE = 1e-2
 
 Read = TypeVar("Read")
 Array = npt.NDArray[Any]
@@ -75,10 +79,21 @@ def read_volume(path: Path) -> Volume:
     return Volume(array, affine, header)
 
 
+def read_geometry(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
+    """Shape and affine of a 3D scan from its header alone.
+
+    Raises:
+        UserError: as `read_volume`, but for faults of the voxels.
+    """
+    path = Path(path)
+    with _opened(path) as (image, _):
+        return _shape_3d(path, image.shape), _affine_of(path, image)
+
+
 def read_label(path: Path, *, classes: int, like: Volume | None = None) -> npt.NDArray[np.uint8]:
     """Reads a label map (X, Y, Z) with values 0 to classes - 1; a float file that holds integers is fine.
 
-    With `like`, the map must lie on that scan's grid: same shape, affines equal to 1e-3 of the spacing.
+    With `like`, the map must lie on that scan's grid: same shape, axes equal to 1e-3 of the spacing, origins to 1e-2.
 
     Raises:
         UserError: as `read_volume`; values that are not integers or not of the classes; another grid than `like`.
@@ -162,22 +177,30 @@ def remove_if_there(path: Path) -> None:
 
 def _read(path: Path, load: Callable[[Any], Read]) -> tuple[Any, npt.NDArray[np.float64], Any]:
     """Array (squeezed to 3D), affine and header; the gzip stream is read to its end, where its checksum stands."""
+    with _opened(path) as (image, stream):
+        if image.dataobj.dtype.kind not in "iuf":
+            raise UserError(
+                f"{path}: voxels are {image.dataobj.dtype} (colour or complex), expected plain numbers; "
+                "convert the file to one grey value a voxel"
+            )
+        shape = _shape_3d(path, image.shape)
+        array = np.reshape(load(image), shape)  # type: ignore[call-overload]
+        while stream.read(1 << 20):
+            pass
+        affine = _affine_of(path, image)
+    return array, affine, image.header
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, BinaryIO | gzip.GzipFile]]:
+    """nibabel's image, whose voxels are not read yet, and the stream; what goes wrong within is the user's to mend."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path or dataset.json")
     try:
         with open(path, "rb") as plain:
             packed = plain.read(2) == b"\x1f\x8b"  # by content: `.nii.gz` files that are not compressed exist
         with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
-            image = _nifti_class(path, stream).from_stream(stream)
-            if image.dataobj.dtype.kind not in "iuf":
-                raise UserError(
-                    f"{path}: voxels are {image.dataobj.dtype} (colour or complex), expected plain numbers; "
-                    "convert the file to one grey value a voxel"
-                )
-            shape = _shape_3d(path, image.shape)
-            array = np.reshape(load(image), shape)  # type: ignore[call-overload]
-            while stream.read(1 << 20):
-                pass
+            yield _nifti_class(path, stream).from_stream(stream), stream
     except UserError:
         raise
     except _NOT_READABLE as error:
@@ -185,9 +208,6 @@ def _read(path: Path, load: Callable[[Any], Read]) -> tuple[Any, npt.NDArray[np.
         raise UserError(
             f"{path}: damaged or cut short ({type(error).__name__}: {reason}); copy or download it again"
         ) from error
-    affine = np.asarray(image.affine, dtype=np.float64)
-    _check_affine(path, affine)
-    return array, affine, image.header
 
 
 def _nifti_class(path: Path, stream: BinaryIO | gzip.GzipFile) -> Any:
@@ -213,12 +233,13 @@ def _shape_3d(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (squeezed[0], squeezed[1], squeezed[2])
 
 
-def _check_affine(path: Path, affine: npt.NDArray[np.float64]) -> None:
+def _affine_of(path: Path, image: Any) -> npt.NDArray[np.float64]:
+    affine = np.asarray(image.affine, dtype=np.float64)
     if np.isfinite(affine).all():
         spacing = spacing_of(affine)
         # |det| / product of the spacings is the volume of the unit cell's shape: 1 if orthogonal, 0 if flat.
         if spacing.min() > 0 and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-4:
-            return
+            return affine
     raise UserError(
         f"{path}: the affine {affine[:3].round(4).tolist()} cannot be inverted, so voxels have no place in space; "
         "repair the header's sform/qform (e.g. with nibabel or SimpleITK)"
@@ -231,7 +252,7 @@ def _check_same_grid(path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.
             f"{path}: label map of shape {_by(shape)}, but its image has {_by(like.array.shape)}; resample the label "
             "map onto the image's grid (nearest neighbour)"
         )
-    tolerance = _TOLERANCE * np.append(like.spacing, like.spacing.max())
+    tolerance = np.append(_AXES_TOLERANCE * like.spacing, _ORIGIN_TOLERANCE * like.spacing.max())
     if (np.abs(affine - like.affine)[:3] > tolerance).any():
         raise UserError(
             f"{path}: affine {affine[:3].round(4).tolist()} differs from its image's "

@@ -8,7 +8,9 @@ import torch
 
 from lampseg.errors import UserError
 
-_UNITS = {"": 1, "B": 1, "MIB": 2**20, "GIB": 2**30, "MB": 10**6, "GB": 10**9, "M": 2**20, "G": 2**30}
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {_letter: 1024**_power, f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,18 @@ def parse_devices(text: int | str | None, *, planning: bool = False) -> Devices:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text is None:
         text = str(gpus or 1)
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[x*]\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*))?\s*", str(text))
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x*]\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*))?\s*", str(text))
     if not match or int(match[1]) < 1 or (match[3] or "").upper() not in _UNITS:
-        raise UserError(f"devices: {text!r} is not a number of devices such as 2, or 2x16GiB to state their memory")
+        raise UserError(
+            f"--devices (parallel.devices): {str(text)!r} is not a number of devices such as 2, or 2x16GiB to state "
+            "the memory of each"
+        )
     count = int(match[1])
     memory = float(match[2]) * _UNITS[match[3].upper()] if match[2] else None
     if gpus and count > gpus and not planning:
-        raise UserError(f"devices: {count} asked for, {gpus} GPU(s) visible: ask for at most {gpus}")
+        raise UserError(
+            f"--devices (parallel.devices): {count} asked for, but {gpus} GPU(s) are visible; ask for at most {gpus}"
+        )
     kind = "cuda" if gpus else "cpu"
     if memory is None and gpus:
         return Devices(count, kind, tuple(_gpu_memory(i % gpus) for i in range(count)))

@@ -1,16 +1,20 @@
 """Starts one process per device (torch elastic, as torchrun does) and reports the first cause if one fails."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -19,6 +23,9 @@ from lampseg.parallel.devices import threads_per_process
 
 USER_ERROR = 2
 FAILURE = 1
+
+_PREPARED = "LAMPSEG_PREPARED"
+_LAUNCHER = "LAMPSEG_LAUNCHER"
 
 # A rank that loses its peer is not the first cause: it waits this long (seconds) for the one that is to be noticed.
 _GRACE = 5.0
@@ -42,34 +49,51 @@ def launch(arguments: Sequence[str], *, processes: int) -> None:
 
     Raises:
         UserError: a worker ended with a user's error.
-        WorkerError: a worker failed or was killed; the others have been stopped.
+        WorkerError: a worker failed or was killed, or this process was asked to end; all workers have been stopped.
+        KeyboardInterrupt: Ctrl-C; all workers have been stopped.
     """
-    # Set before the processes start: OpenMP reads them once. Waiting threads that spin would starve the others.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(processes)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
-    os.environ["LAMPSEG_PREPARED"] = "1"  # the workers need not prepare the run again
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "lampseg", *arguments)
-    except ChildFailedError as error:
-        failures = list(error.failures.values())
-        first = min(failures, key=lambda failure: (_rank_of_cause(failure), failure.timestamp))
-        message = _message(first)
-        if first.exitcode == USER_ERROR:
-            raise UserError(message) from None
-        raise WorkerError(f"rank {first.local_rank} {message}") from None
+    for name in ("torch.distributed.elastic", *logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # some have a level of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    environment = {
+        # Read once, as a process starts. Waiting threads that spin would starve the others.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_process(processes))),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5"),
+        _PREPARED: "1",
+        _LAUNCHER: str(os.getpid()),
+    }
+    with tempfile.TemporaryDirectory(prefix="lampseg_") as folder, _environment(environment), _signal_handlers_kept():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),  # the workers leave their errors there
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", "-m", "lampseg", *arguments)
+        except ChildFailedError as error:
+            failures = list(error.failures.values())
+            first = min(failures, key=lambda failure: (_rank_of_cause(failure), failure.timestamp))
+            message = _message(first)
+            if first.exitcode == USER_ERROR:
+                raise UserError(message) from None
+            raise WorkerError(f"rank {first.local_rank} {message}") from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise WorkerError(f"stopped by {error.sigval.name}, and the workers with it") from None
+
+
+def prepared_by_launcher() -> bool:
+    """Whether this is a worker of `launch`, whose caller has prepared the run already."""
+    return _PREPARED in os.environ
 
 
 def run_worker(main: Callable[[], None]) -> None:
@@ -89,7 +113,7 @@ def run_worker(main: Callable[[], None]) -> None:
         if lost:
             time.sleep(_GRACE)
         handler.record_exception(error)
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError | KeyboardInterrupt):
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -118,3 +142,37 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        launcher = os.environ.get(_LAUNCHER)
+        if launcher is not None and os.getppid() != int(launcher):
+            os._exit(FAILURE)  # it died while this process was starting
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables, which the workers inherit, and puts the old ones back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Puts back the handlers that torch elastic replaces: Ctrl-C after training is a KeyboardInterrupt again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # elastic replaces none here
+        return
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,8 +1,8 @@
 """Calls of custom autograd functions as one call that a function mode can see.
 
-A TorchFunctionMode is not told of `SomeFunction.apply(x)`; it would see the operations inside one by one, under no_grad,
-and lose the function's own backward. While a recording or a stage runs, `apply` goes through the mode like any other
-torch function.
+A TorchFunctionMode is not told of `SomeFunction.apply(x)`; it would see the operations inside one by one, under
+no_grad, and lose the function's own backward. While a recording or a stage runs, `apply` goes through the mode like
+any other torch function.
 """
 
 import threading

@@ -33,7 +33,7 @@ class Kernels(TorchDispatchMode):
             packet = func._overloadpacket
             if packet in flop_registry:
                 self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-            if not func.is_view:
+            if not func.is_view and tensors_in(out):  # a query of the device or of sizes moves nothing
                 self.bytes += sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, out)))
         return out
 

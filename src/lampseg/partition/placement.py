@@ -40,7 +40,7 @@ class Placement:
 
 
 def place(graph: Graph, cuts: Sequence[int]) -> Placement:
-    """Splits the graph it was planned for.
+    """Splits the graph it was planned for; every stage has something to do.
 
     Raises:
         UserError: a cut is out of range, out of order, or falls where no stage may begin.
@@ -63,7 +63,8 @@ def transfer(planned: Placement, graph: Graph) -> Placement:
 
     The operations may differ (padding of odd sizes, heads that only run in training), and so may the in-place writes
     that a cut must not separate (dropout in eval mode returns its input): operations that read a parameter decide,
-    and a cut between two of them falls at the same call as planned, or the nearest one allowed.
+    and a cut between two of them falls at the same call as planned, or the nearest one allowed. A stage may be left
+    with nothing to do, for instance one that only holds a head that is not run in eval mode.
 
     Raises:
         UserError: the network calls its modules in another order for this shape.
@@ -74,7 +75,7 @@ def transfer(planned: Placement, graph: Graph) -> Placement:
     position = {key: index for index, key in enumerate(graph.keys)}
     cuts: list[int] = []
     for stage, cut in enumerate(planned.cuts, start=1):
-        low, high = 1, len(graph.operations) - 1  # the cut must lie in low..high
+        low, high = 0, len(graph.operations)  # the cut must lie in low..high
         for op in graph.operations:
             for name in op.state:
                 if owners.get(name, stage) < stage:
@@ -82,7 +83,7 @@ def transfer(planned: Placement, graph: Graph) -> Placement:
                 elif name in owners:
                     high = min(high, op.index)
         if cuts:
-            low = max(low, cuts[-1] + 1)
+            low = max(low, cuts[-1])
         same = next((position[key] for key in planned.graph.keys[cut:] if key in position), high)
         allowed = [at for at in range(low, high + 1) if at not in graph.forbidden]
         if not allowed:
@@ -91,4 +92,4 @@ def transfer(planned: Placement, graph: Graph) -> Placement:
                 "calls its modules in another order there. Make a plan for this shape"
             )
         cuts.append(min(allowed, key=lambda at: abs(at - same)))
-    return place(graph, cuts)
+    return Placement(graph, tuple(cuts))

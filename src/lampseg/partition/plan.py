@@ -104,13 +104,12 @@ class Plan:
         table = Table(title=self.headline(), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("dev", justify="right")
         table.add_column("begins with", overflow="fold")
-        for name in ("operations", "weights", "memory", "activations", "receives", "time"):
+        for name in ("weights", "memory", "activations", "receives", "time"):
             table.add_column(name, justify="right", no_wrap=True)
         for stage in self.stages:
             table.add_row(
                 str(stage.index),
                 stage.begins,
-                f"{stage.first}-{stage.last - 1}",
                 format_count(stage.parameters),
                 format_bytes(stage.peak_bytes),
                 f"{stage.in_flight}x{format_bytes(stage.activation_bytes)}",

@@ -65,14 +65,17 @@ def make_plan(
     return describe(place(graph, cuts), costs, network, training=training, precision=precision, name=label)
 
 
-def record_for(network: nn.Module, *, shape: tuple[int, ...], precision: str, device: str) -> Graph:
-    """Records the network as it runs in a precision."""
+def record_for(
+    network: nn.Module, *, shape: tuple[int, ...], precision: str, device: str, gradients: bool = True
+) -> Graph:
+    """Records the network as it runs in a precision, with autograd on or off."""
     return record(
         network,
         shape=shape,
         dtype=torch.float64 if precision == "float64" else torch.float32,
         device=device,
         autocast=torch.bfloat16 if precision == "bfloat16" else None,
+        gradients=gradients,
     )
 
 

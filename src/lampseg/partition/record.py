@@ -4,7 +4,7 @@ Nothing is allocated and no device is needed; the network is not changed, and ne
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,6 @@ from lampseg.partition.custom_functions import visible_functions
 from lampseg.partition.graph import Graph
 from lampseg.partition.recorder import Recorder, Refused
 
-_TABLES = ("_parameters", "_buffers", "_modules")
-
 
 def record(
     network: nn.Module,
@@ -28,6 +26,7 @@ def record(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    gradients: bool = True,
 ) -> Graph:
     """Records the forward pass of `network` (in its present train or eval mode) on one input.
 
@@ -35,57 +34,81 @@ def record(
         network: any module that takes one tensor; its parameters may be real or on the meta device.
         shape: of the input, (N, C, *spatial).
         dtype: of the input.
-        device: where the network would run; it need not exist here.
+        device: where the network would run. If there is no CUDA here, cuda is recorded as cpu: the operations, the
+            values and what autograd keeps are the same.
         autocast: the dtype of mixed precision, None without.
+        gradients: whether autograd is on.
 
     Raises:
         UserError: the network does something that depends on the data, or that can't be split; the message
             names the line of the network.
     """
     device = torch.device(device)
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(network, fake_mode=fake_mode, device=device)
-    context = torch.autocast(device.type, dtype=autocast, enabled=autocast is not None)
-    with fake_mode:
-        x = torch.empty(shape, dtype=dtype, device=device)
-    recorder.begin(x)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("cpu")  # autograd would abort the process
     try:
-        with (
-            _restored(network),
-            torch.enable_grad(),
-            recorder.saved_tensors(),
-            _module_names(network, recorder.modules),
-            context,
-            visible_functions(),
-            fake_mode,
-            recorder.kernels,
-            recorder,
-        ):
-            output = network(x)
-        leaves, spec = tree_flatten(output)
-        return recorder.finish(leaves, spec)
+        with _restored(network) as kept:
+            graph = _record_once(network, shape, dtype=dtype, device=device, autocast=autocast, gradients=gradients)
+            # A tensor that the network keeps is harmless if the next pass overwrites it, as DynUNet's heads are.
+            if names := kept():
+                again = _record_once(network, shape, dtype=dtype, device=device, autocast=autocast, gradients=gradients)
+                if again.digest != graph.digest:
+                    raise Refused(
+                        f"its forward pass keeps `{names[0]}` for later passes: compute it anew in every pass, or "
+                        "register it as a buffer and update it in place"
+                    )
+        return graph
     except Refused as error:
-        raise UserError(f"{type(network).__name__} can't be split: {error} (at {_network_line(error)})") from error
+        raise UserError(f"{type(network).__name__} can't be split: {error}{_network_line(error)}") from error
     except UserError:
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         raise UserError(
             f"{type(network).__name__} can't be recorded for an input of shape {tuple(shape)}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__} "
-            f"(at {_network_line(error)}). A network that is split must run on any data of a shape in the same "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            f"{_network_line(error)}. A network that is split must run on any data of a shape in the same "
             "way: if the shape itself is at fault choose another; otherwise avoid decisions that read the values "
             "of tensors"
         ) from error
 
 
+def _record_once(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    gradients: bool,
+) -> Graph:
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = Recorder(network, fake_mode=fake_mode, device=device)
+    with fake_mode:
+        x = torch.empty(shape, dtype=dtype, device=device)
+    recorder.begin(x)
+    with (
+        torch.set_grad_enabled(gradients),
+        recorder.saved_tensors(),
+        _module_names(network, recorder.modules),
+        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        visible_functions(),
+        fake_mode,
+        recorder.kernels,
+        recorder,
+    ):
+        output = network(x)
+    leaves, spec = tree_flatten(output)
+    return recorder.finish(leaves, spec)
+
+
 def _network_line(error: BaseException) -> str:
-    """The innermost line outside torch and lampseg's own recording: where the network made the call."""
-    own = ("/torch/", "/lampseg/partition/", "/lampseg/parallel/")
+    """Where the network made the call: the innermost line outside torch and lampseg's own recording, if any."""
+    own = ("/torch/", "/lampseg/partition/", "/lampseg/parallel/", "/contextlib.py")
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in own)]
     if not outside:
-        return f"{type(error).__name__} at an unknown line"
-    return f"{outside[-1].filename}:{outside[-1].lineno}, `{outside[-1].line}`"
+        return ""
+    return f" (at {outside[-1].filename}:{outside[-1].lineno}, `{outside[-1].line}`)"
 
 
 @contextmanager
@@ -109,33 +132,37 @@ def _module_names(network: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(network: nn.Module) -> Iterator[None]:
+def _restored(network: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Puts every attribute of every module back as it was.
 
-    Raises:
-        Refused: afterwards, if a module kept a tensor of the pass: the stages that did not compute it would lack it.
+    Yields a function that names the attributes in which modules keep tensors of a recorded pass.
     """
-    before = {}
-    for name, module in network.named_modules():
-        tables = {table: dict(module.__dict__[table]) for table in _TABLES}
-        before[name] = (module, dict(module.__dict__), tables)
-    kept: list[str] = []
+    before = [
+        (name, module, {key: (value, _content(value)) for key, value in module.__dict__.items()})
+        for name, module in network.named_modules()
+    ]
+
+    def kept() -> list[str]:
+        return [
+            f"{name}.{key}".lstrip(".")
+            for name, module, _ in before
+            for key, value in module.__dict__.items()
+            if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(value))
+        ]
+
     try:
-        yield
+        yield kept
     finally:
-        for name, (module, attributes, tables) in before.items():
-            for table in _TABLES:
-                now = module.__dict__[table]
-                kept += [f"{name}.{key}".lstrip(".") for key, value in now.items() if isinstance(value, FakeTensor)]
-                now.clear()
-                now.update(tables[table])
-            for key, value in module.__dict__.items():
-                if key not in _TABLES and any(isinstance(leaf, FakeTensor) for leaf in tree_leaves(value)):
-                    kept.append(f"{name}.{key}".lstrip("."))
+        for _, module, attributes in before:
             module.__dict__.clear()
-            module.__dict__.update(attributes)
-    if kept:
-        raise Refused(
-            f"its forward pass keeps the tensor `{kept[0]}` for later. Compute it anew in every pass, or register it "
-            "as a buffer and update it in place"
-        )
+            for key, (value, content) in attributes.items():
+                module.__dict__[key] = value
+                if isinstance(value, list):
+                    value[:] = content
+                elif isinstance(value, dict):
+                    value.clear()
+                    value.update(content)
+
+
+def _content(value: Any) -> Any:
+    return value.copy() if isinstance(value, list | dict) else None

@@ -1,4 +1,4 @@
-"""Recording mode: numbers a network's calls of torch functions and sees which values, parameters and views they share."""
+"""Recording mode: numbers a network's calls of torch functions; notes the values, parameters and views they share."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -98,10 +98,11 @@ class Recorder(TorchFunctionMode):
             yield
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        storage = storage_of(tensor)
+        with torch._C.DisableTorchFunction():
+            storage, nbytes = storage_of(tensor), tensor.untyped_storage().nbytes()
         if storage not in self._state_storages:
             self._keep.append(tensor)
-            self.saved.setdefault(storage, (tensor.untyped_storage().nbytes(), []))[1].append(len(self.operations))
+            self.saved.setdefault(storage, (nbytes, []))[1].append(len(self.operations))
         return tensor
 
     def __torch_function__(
@@ -213,7 +214,7 @@ class Recorder(TorchFunctionMode):
             self.pinned.append((min(operation for (operation, _), _ in aliases), index))
         for value_id, alias in aliases:
             self.ready[value_id] = index
-            self.values[value_id] = _value(alias, value_id)
+            self.values[value_id] = dataclasses.replace(self.values[value_id], requires_grad=alias.requires_grad)
 
     def _fake(self, tensor: Tensor) -> Tensor:
         """A fake twin of a parameter, buffer or constant, on the device where the network would run."""

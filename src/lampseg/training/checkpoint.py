@@ -7,6 +7,7 @@
 A network file loads into the bare network: `network.load_state_dict(safetensors.torch.load_file(path))`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -47,7 +48,8 @@ def save_weights(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, 
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, draft, metadata=metadata)
         draft.replace(path)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free space, then continue with --resume") from error
 
 
@@ -88,11 +90,18 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     Raises:
         UserError: a file is missing or damaged.
     """
+    remedy = "remove this folder; --resume then continues from the one before, or from the beginning"
     try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a complete checkpoint ({error}); remove it to use the one before") from error
-    return load_weights(path / "network.safetensors"), load_weights(path / "optimizer.safetensors"), state
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "best" not in state:
+            raise ValueError("state.json lacks `step` or `best`")
+        network = load_weights(path / "network.safetensors")
+        optimizer = load_weights(path / "optimizer.safetensors")
+        if foreign := {key.partition(":")[2] for key in optimizer} - network.keys():
+            raise ValueError(f"optimizer.safetensors holds numbers for {_some(sorted(foreign))}, the network does not")
+        return network, optimizer, state
+    except (OSError, ValueError) as error:  # a UserError of `load_weights` is one
+        raise UserError(f"{path}: not a complete checkpoint ({error}); {remedy}") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -101,7 +110,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({error})") from error
+        raise UserError(
+            f"{path}: cannot be read as network weights in safetensors format ({error}); copy it again or choose "
+            "another checkpoint"
+        ) from error
 
 
 def check_fits(network: nn.Module, tensors: dict[str, Tensor], *, source: str) -> None:

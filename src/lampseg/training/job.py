@@ -1,6 +1,8 @@
 """The job: configuration -> prepared cases, class weights and one plan per curriculum stage. No device is needed."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from lampseg.parallel.devices import Devices
 from lampseg.partition import Plan, Training, make_plan
 from lampseg.training.batches import micro_batch_count
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
+from lampseg.training.smallest import enough_voxels
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,13 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
         weights = (1.0,) * len(dataset.classes)
     else:
         weights = adaptive_class_weights(voxels, annotated)
+    unseen = unseen_classes(voxels, annotated)
+    if len(unseen) >= len(dataset.classes) - 1 and 0 not in unseen:
+        raise UserError(
+            f"{dataset.root}: none of the {len(training)} training cases has an annotated voxel of any organ "
+            f"({', '.join(dataset.classes[1:])}); check the label files, lower data.validation, or choose a finer "
+            "data.spacing"
+        )
     network = build_network(config.network, in_channels=1, out_channels=len(dataset.classes))
     stride = network_stride(network, in_channels=1)
     job = Job(
@@ -102,7 +112,7 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
         validation=validation_cases,
         stride=stride,
         class_weights=weights,
-        unseen=tuple(dataset.classes[c] for c in unseen_classes(voxels, annotated)),
+        unseen=tuple(dataset.classes[c] for c in unseen),
     )
     for index, stage in enumerate(config.curriculum):
         check_patch(stage, index=index, stride=stride)
@@ -110,10 +120,25 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
     return job
 
 
-def check_patch(stage: StageConfig, *, index: int, stride: tuple[int, int, int]) -> None:
-    """Raises UserError unless the patch is a multiple of the network's total stride."""
+def check_patch(
+    stage: StageConfig,
+    *,
+    index: int,
+    stride: tuple[int, int, int],
+    largest: tuple[int, int, int] | None = None,
+) -> None:
+    """Raises UserError unless the patch is a multiple of the network's total stride.
+
+    Args:
+        largest: per axis the size of the largest volume, if known: the patch must not exceed it.
+    """
     if stage.size is None:
         return
+    if largest is not None and any(size > most for size, most in zip(stage.size, largest)):
+        raise UserError(
+            f"curriculum.{index}.patch: {list(stage.size)} is larger than every volume (at most {list(largest)} "
+            "voxels); choose a smaller patch, `whole`, or a finer data.spacing"
+        )
     if any(size % step for size, step in zip(stage.size, stride)):
         fitting = [max(step, round(size / step) * step) for size, step in zip(stage.size, stride)]
         raise UserError(
@@ -128,16 +153,21 @@ def make_plans(
     *,
     devices: Devices,
     largest: tuple[int, int, int],
+    smallest: tuple[int, int, int] | None = None,
 ) -> tuple[Plan, ...]:
     """One plan per curriculum stage.
 
     Args:
         network: may be on meta.
         largest: the largest padded training volume, in voxels: what `patch: whole` is planned for.
+        smallest: the padded training volume of fewest voxels: whether `patch: whole` is possible with it is tried.
+
+    Raises:
+        UserError: a stage cannot be run or does not fit; the message names it.
     """
     network.train()
     plans = []
-    for stage in config.curriculum:
+    for index, stage in enumerate(config.curriculum):
         count = micro_batch_count(stage, config)
         samples = -(-stage.batch // count)
         training = Training(
@@ -146,19 +176,37 @@ def make_plans(
             recompute=config.parallel.recompute,
             optimizer_bytes_per_parameter_byte=optimizer_numbers(config),
         )
-        plans.append(
-            make_plan(
-                network,
-                shape=(samples, 1, *(stage.size or largest)),
-                stages=devices.count,
-                training=training,
-                precision=config.precision,
-                device=devices.kind,
-                memory=devices.memory,
-                name=config.network.name,
+        with _named(stage, index, size=stage.size or largest):
+            plans.append(
+                make_plan(
+                    network,
+                    shape=(samples, 1, *(stage.size or largest)),
+                    stages=devices.count,
+                    training=training,
+                    precision=config.precision,
+                    device=devices.kind,
+                    memory=devices.memory,
+                    name=config.network.name,
+                )
             )
-        )
+        if stage.whole and smallest is not None and smallest != largest:
+            with _named(stage, index, size=smallest):
+                make_plan(network, shape=(samples, 1, *smallest), precision=config.precision, device=devices.kind)
     return tuple(plans)
+
+
+@contextmanager
+def _named(stage: StageConfig, index: int, *, size: tuple[int, int, int]) -> Iterator[None]:
+    """Puts the curriculum stage before the message of a fault."""
+    if stage.whole:
+        remedy = "leave such small cases out, or use a network with fewer levels (network.depth)"
+    else:
+        remedy = f"use a larger patch, for instance {[2 * edge for edge in size]}, or a smaller network.depth"
+    try:
+        with enough_voxels("its input", size, remedy=remedy):
+            yield
+    except UserError as error:
+        raise UserError(f"curriculum.{index} (patch {stage.patch}): {error}") from error
 
 
 def largest_volume(job: Job) -> tuple[int, int, int]:
@@ -166,6 +214,13 @@ def largest_volume(job: Job) -> tuple[int, int, int]:
     x, y, z = (
         max(-(-case.shape[axis] // step) * step for case in job.training) for axis, step in enumerate(job.stride)
     )
+    return x, y, z
+
+
+def smallest_volume(job: Job) -> tuple[int, int, int]:
+    """The training volume of fewest voxels, padded to the network's stride."""
+    sizes = ([-(-size // step) * step for size, step in zip(case.shape, job.stride)] for case in job.training)
+    x, y, z = min(sizes, key=math.prod)
     return x, y, z
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,12 +31,17 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes a second to import
 
         self._path = run / "metrics.jsonl"
+        self._hook = contextlib.ExitStack()
+        self._hook.enter_context(_quiet_background())
         try:
             _keep_until(self._path, step)
             self._file = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
         except OSError as error:
-            raise UserError(f"{run}: the run folder cannot be written ({error})") from error
+            self._hook.close()
+            raise UserError(
+                f"{run}: the run folder cannot be written ({error}); free space, then continue with --resume"
+            ) from error
         self._console = console or Console()
         self._total = total
         self._said = 0.0
@@ -56,9 +63,10 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._board.close()  # type: ignore[no-untyped-call]
-        with contextlib.suppress(OSError):  # a full disk was reported when the line was written
-            self._file.close()
+        for close in (self._board.close, self._file.close):
+            with contextlib.suppress(OSError):  # a full disk was reported when the line was written
+                close()
+        self._hook.close()
 
     def say(self, text: str) -> None:
         """A line on the terminal."""
@@ -68,8 +76,7 @@ class Journal:
         """One optimizer step."""
         self._write(record)
         step, loss = record["step"], record["loss"]
-        for name in ("loss", "lr", "seconds"):
-            self._board.add_scalar(f"train/{name}", record[name], step)  # type: ignore[no-untyped-call]
+        self._plot({f"train/{name}": record[name] for name in ("loss", "lr", "seconds")}, step)
         text = f"stage {record['stage'] + 1}, epoch {record['epoch'] + 1}, loss {loss:.4f}"
         self._progress.update(self._task, completed=step, description=text)
         now = time.monotonic()
@@ -80,22 +87,45 @@ class Journal:
     def validation(self, record: dict[str, Any]) -> None:
         """One validation."""
         self._write(record)
-        if record["validation"] is not None:
-            self._board.add_scalar("validation/dice", record["validation"], record["step"])  # type: ignore[no-untyped-call]
-        for organ, dice in record["dice"].items():
-            if dice is not None:
-                self._board.add_scalar(f"validation/{organ}", dice, record["step"])  # type: ignore[no-untyped-call]
+        scores = {"dice": record["validation"], **record["dice"]}
+        self._plot({f"validation/{name}": dice for name, dice in scores.items()}, record["step"])
         score = "no class to score" if record["validation"] is None else f"mean Dice {record['validation']:.4f}"
         self.say(f"step {record['step']}: validation, {score}, {record['seconds']:.1f} s")
 
     def _write(self, record: dict[str, Any]) -> None:
-        try:
+        with self._reported(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+
+    def _plot(self, scalars: dict[str, float | None], step: int) -> None:
+        """TensorBoard writes behind our back: what failed is raised by a later call."""
+        with self._reported(self._path.parent / "tensorboard"):
+            for name, value in scalars.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def _reported(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot be written ({error}); free space, then continue with --resume"
-            ) from error
+            raise UserError(f"{path}: cannot be written ({error}); free space, then continue with --resume") from error
+
+
+@contextlib.contextmanager
+def _quiet_background() -> Iterator[None]:
+    """TensorBoard's writing thread prints a traceback of a full disk, which the next call reports anyway."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -103,12 +133,12 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut off when the run was killed
-        if record.get("step", 0) <= step:
+            done = json.loads(line)["step"] <= step
+        except (ValueError, TypeError, LookupError):
+            continue  # cut off when the run was killed, or no record
+        if done:
             kept.append(line)
     draft = path.with_suffix(".tmp")
     draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -190,23 +190,34 @@ class Trainer:
         # Without a validation split, or a class to score, the last model is the one.
         if score is None or self.best["validation"] is None or score > self.best["validation"]:
             self.best = {"step": self.step, "validation": score}
-            weights = self.model.gather()
+            weights = self._gather_weights()
             if self.world.first:
-                save_weights(
-                    self.checkpoints / "best.safetensors",
-                    with_all_names(self.model.network, weights),
-                    metadata={"step": str(self.step)},
-                )
+                save_weights(self.checkpoints / "best.safetensors", weights, metadata={"step": str(self.step)})
                 write_text(self.run_folder / "best.json", json.dumps(self.best))
 
     def _save(self, stage: int, *, ended: bool) -> None:
-        weights, numbers = self.model.gather(), self._gather_optimizer()
+        weights, numbers = self._gather_weights(), self._gather_optimizer()
         if not self.world.first:
             return
-        named = with_all_names(self.model.network, weights)
-        save_checkpoint(self.checkpoints, step=self.step, network=named, optimizer=numbers, state={"best": self.best})
+        save_checkpoint(self.checkpoints, step=self.step, network=weights, optimizer=numbers, state={"best": self.best})
         if ended:
-            save_weights(self.checkpoints / f"stage-{stage + 1}.safetensors", named, metadata={"step": str(self.step)})
+            path = self.checkpoints / f"stage-{stage + 1}.safetensors"
+            save_weights(path, weights, metadata={"step": str(self.step)})
+
+    def _gather_weights(self) -> dict[str, Tensor]:
+        """The network as it is to be saved, on rank 0; elsewhere nothing.
+
+        Raises:
+            UserError: a weight is not finite, as may happen one step before the loss is.
+        """
+        weights = self.model.gather()
+        broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+        if broken:
+            raise UserError(
+                f"the weights `{broken[0]}` are not finite after step {self.step} (curriculum stage "
+                f"{self.stage + 1}): lower curriculum.{self.stage}.lr; the last checkpoint is unharmed"
+            )
+        return with_all_names(self.model.network, weights) if self.world.first else {}
 
     def _read_checkpoint(self, network: torch.nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rank 0 reads; the step and the best so far are told to all."""

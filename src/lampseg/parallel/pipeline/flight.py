@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from lampseg.parallel.pipeline.routes import Routes
 from lampseg.partition.graph import Value, ValueId
+from lampseg.partition.placement import Placement
 
 
 @dataclass
@@ -22,12 +24,14 @@ class Arrived:
 class Flight:
     """One micro-batch on one stage."""
 
+    placement: Placement
+    routes: Routes
+    x: Tensor | None = None
+    """The input, on the first stage; kept for recompute."""
     edges: dict[ValueId, GradientEdge] = field(default_factory=dict)
     """Where the gradients of sent values enter my part of the graph."""
     arrivals: dict[ValueId, Arrived] = field(default_factory=dict)
     loss: Tensor | None = None
-    x: Tensor | None = None
-    """The input, kept for recompute."""
     buffers: dict[int, Tensor] = field(default_factory=dict)
     """Copies of my buffers (by id) as they were before the forward, for recompute."""
 

@@ -90,7 +90,8 @@ class PipelineRunner:
             The losses of the micro-batches on the last stage, elsewhere nothing.
         """
         order = actions(self.schedule, stage=self.stage, stages=self.stages, micro_batches=len(shapes))
-        routes = [self._lookup(shape)[1] for shape in shapes]
+        placed = [self._lookup(tuple(shape)) for shape in shapes]
+        routes = [routes for _, routes in placed]
         forward, backward = self._transports()
         begun = time.perf_counter()
         flights: dict[int, Flight] = {}
@@ -102,17 +103,17 @@ class PipelineRunner:
             micro_seed = mix(seed, m)
             if kind == "forward":
                 forward.next_batch()
-                flights[m] = flight = Flight(x=load(m) if self.world.first else None)
+                flights[m] = flight = Flight(*placed[m], x=load(m) if self.world.first else None)
                 if again:
-                    self._forward_without_graph(flight, shapes[m], m, forward=forward, seed=micro_seed)
+                    self._forward_without_graph(flight, m, forward=forward, seed=micro_seed)
                 else:
-                    self._forward(flight, shapes[m], m, loss=loss, forward=forward, seed=micro_seed)
+                    self._forward(flight, m, loss=loss, forward=forward, seed=micro_seed)
             else:
                 flight = flights.pop(m)
                 if again:
-                    self._forward(flight, shapes[m], m, loss=loss, forward=None, seed=micro_seed)
+                    self._forward(flight, m, loss=loss, forward=None, seed=micro_seed)
                 backward.next_batch()
-                self._backward(flight, m, routes[m], backward)
+                self._backward(flight, m, backward)
                 if flight.loss is not None:
                     losses.append(flight.loss.detach())
         forward.flush()
@@ -138,13 +139,13 @@ class PipelineRunner:
         Yields, for every micro-batch, the network's output on the last stage, elsewhere None.
         """
         forward, _ = self._transports()
-        routes = [self._lookup(shape)[1] for shape in shapes]
-        for m, shape in enumerate(shapes):
+        placed = [self._lookup(tuple(shape), gradients=False) for shape in shapes]
+        for m in range(len(shapes)):
             for ahead in range(m, min(m + 2, len(shapes))):
-                forward.post(Action("forward", ahead), routes[ahead].receives, peer="source")
+                forward.post(Action("forward", ahead), placed[ahead][1].receives, peer="source")
             forward.next_batch()
-            flight = Flight(x=load(m) if self.world.first else None)
-            output = self._run(flight, shape, m, forward=forward, seed=m)
+            flight = Flight(*placed[m], x=load(m) if self.world.first else None)
+            output = self._run(flight, m, forward=forward, seed=m)
             yield output if self.world.last else None
             del output
         forward.flush()
@@ -165,41 +166,38 @@ class PipelineRunner:
     def _forward(
         self,
         flight: Flight,
-        shape: Shape,
         m: int,
         *,
         loss: Callable[[int, Any], Tensor],
         forward: Transport | None,
         seed: int,
     ) -> None:
-        output = self._run(flight, shape, m, forward=forward, seed=seed)
+        output = self._run(flight, m, forward=forward, seed=seed)
         flight.x = None
         flight.buffers = {}
         if self.world.last:
             flight.loss = loss(m, output)
 
-    def _forward_without_graph(self, flight: Flight, shape: Shape, m: int, *, forward: Transport, seed: int) -> None:
+    def _forward_without_graph(self, flight: Flight, m: int, *, forward: Transport, seed: int) -> None:
         if self.world.last:
             # Nobody waits for the last stage's output: its only forward is the one before its backward, which
             # then updates the buffers.
-            for route in self._lookup(shape)[1].receives:
+            for route in flight.routes.receives:
                 flight.arrivals[route.value.id] = Arrived(forward.take(Action("forward", m), route.value.id)[0])
             forward.take_rest(Action("forward", m))
             return
-        placement, _ = self._lookup(shape)
         kept = flight.x
-        if kept is not None and placement.graph.writes_input:
+        if kept is not None and flight.placement.graph.writes_input:
             flight.x = kept.clone()
         flight.keep_buffers(self.network)
         buffers, flight.buffers = flight.buffers, {}
         with torch.no_grad():
-            self._run(flight, shape, m, forward=forward, seed=seed, keep=True)
+            self._run(flight, m, forward=forward, seed=seed, keep=True)
         flight.x, flight.buffers = kept, buffers
 
     def _run(
         self,
         flight: Flight,
-        shape: Shape,
         m: int,
         *,
         forward: Transport | None,
@@ -207,7 +205,7 @@ class PipelineRunner:
         keep: bool = False,
     ) -> Any:
         """One forward pass; without `forward` the arrivals are those kept by an earlier one (`keep`)."""
-        placement, routes = self._lookup(shape)
+        placement, routes = flight.placement, flight.routes
         key = Action("forward", m)
         gradients = torch.is_grad_enabled()
 
@@ -236,7 +234,7 @@ class PipelineRunner:
             seed=seed,
             buffers=flight.buffers,
         )
-        x = mode.begin(flight.x if flight.x is not None else torch.empty(shape, device="meta"))
+        x = mode.begin(flight.x)
         with self._autocast(), visible_functions(), mode:
             output = self.network(x)
         mode.check_complete()
@@ -246,14 +244,14 @@ class PipelineRunner:
             forward.take_rest(key)
         return output
 
-    def _backward(self, flight: Flight, m: int, routes: Routes, backward: Transport) -> None:
+    def _backward(self, flight: Flight, m: int, backward: Transport) -> None:
         roots: list[Any] = []
         gradients: list[Tensor | None] = []
         if flight.loss is not None:
             roots.append(flight.loss)
             gradients.append(None)
         key = Action("backward", m)
-        for value in dict.fromkeys(route.value.id for route in routes.gradients_in):
+        for value in dict.fromkeys(route.value.id for route in flight.routes.gradients_in):
             total, *others = backward.take(key, value)
             for other in others:
                 total += other
@@ -262,7 +260,7 @@ class PipelineRunner:
         backward.take_rest(key)
         if roots:
             torch.autograd.backward(roots, gradients)
-        for route in routes.gradients_out:
+        for route in flight.routes.gradients_out:
             arrived = flight.arrivals.get(route.value.id)
             gradient = arrived.gradient if arrived is not None else None
             if gradient is None:  # received for the output's sake, or not on the way to the loss
@@ -272,13 +270,14 @@ class PipelineRunner:
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _lookup(self, shape: Shape) -> tuple[Placement, Routes]:
+    def _lookup(self, shape: Shape, *, gradients: bool = True) -> tuple[Placement, Routes]:
         """The placement for a shape in the network's present mode; recorded on first use."""
         modes = tuple(module.training for module in self.network.modules())
         trained = tuple(parameter.requires_grad for parameter in self.network.parameters())
-        key = (shape, modes, trained)
+        key = (shape, modes, trained, gradients)
         if key not in self._placements:
-            graph = record_for(self.network, shape=shape, precision=self.precision, device=self.world.device.type)
+            kind = self.world.device.type
+            graph = record_for(self.network, shape=shape, precision=self.precision, device=kind, gradients=gradients)
             if len(set(self.world.gather(graph.signature))) > 1:
                 raise GraphMismatchError(
                     f"the network's forward pass differs between ranks for an input of shape {shape}: build it alike "

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from lampseg.errors import GraphMismatchError
+from lampseg.errors import GraphMismatchError, UserError
 from lampseg.parallel.pipeline.routes import Routes
 from lampseg.parallel.randomness import is_random, mix, seeded
-from lampseg.partition.graph import NewTensor, Operation, SameTensor, Value, ValueId
+from lampseg.partition.graph import INPUT, NewTensor, Operation, SameTensor, Value, ValueId
 from lampseg.partition.kernels import storage_of, tensors_in
 from lampseg.partition.placement import Placement
 from lampseg.partition.recorder import fill_slots, function_name
@@ -67,15 +67,20 @@ class StageMode(TorchFunctionMode):
         self._received: dict[ValueId, Tensor] = {}
         self._next = 0
 
-    def begin(self, x: Tensor) -> Tensor:
+    def begin(self, x: Tensor | None) -> Tensor:
         """The network's argument: the input itself on the first stage, a placeholder elsewhere."""
-        value = self._values[-1, 0]
-        if 0 in self._mine:
-            if value.id in self._sending:
-                self._made[value.id] = x
-                self._send_ready(-1)
-            return x
-        return self._placeholder(value)
+        value = self._values[INPUT, 0]
+        if x is None:
+            return self._placeholder(value)
+        if (tuple(x.shape), x.dtype) != (value.shape, value.dtype):
+            raise UserError(
+                f"input of shape {tuple(x.shape)} and {x.dtype}: the step was announced with {value.shape}, and the "
+                f"precision needs {value.dtype}"
+            )
+        if value.id in self._sending:
+            self._made[value.id] = x
+            self._send_ready(INPUT)
+        return x
 
     def finish(self, output: Any) -> Any:
         """The network's output with every tensor real; called on the last stage, after the forward."""
@@ -107,8 +112,7 @@ class StageMode(TorchFunctionMode):
         if op.effect:
             return func(*args, **kwargs)
         if op.plain:
-            # Recorded with gradients on: a network that asks may do something else without them.
-            return op.result if name != "requires_grad" or torch.is_grad_enabled() else False
+            return op.result
         if index not in self._mine:
             return self._skip(op, args, kwargs)
         return self._run(op, func, args, kwargs)

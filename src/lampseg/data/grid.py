@@ -1,0 +1,122 @@
+"""The network's grid: a scan in RAS axis order at the wanted spacing, intensities in the window; and labels back."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lampseg.config import DataConfig
+from lampseg.data.volume import Volume, spacing_of
+from lampseg.errors import UserError
+
+MAX_VOXELS = 2**31
+"""Of a resampled volume (8 GiB in float32): beyond, `data.spacing` is a slip of the pen."""
+
+Affine = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class GridInfo:
+    """Two grids over one body: the input file's and the network's (affines: voxel index -> mm, RAS+)."""
+
+    input_shape: tuple[int, int, int]
+    input_affine: Affine
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the network's grid, in mm."""
+        x, y, z = spacing_of(self.affine)
+        return (float(x), float(y), float(z))
+
+
+def image_to_network(volume: Volume, *, data: DataConfig) -> tuple[npt.NDArray[np.float32], GridInfo]:
+    """RAS axis order, trilinear resampling to `data.spacing`, then the intensity window.
+
+    Returns:
+        The image (X, Y, Z), in [0, 1] with a window, else of zero mean and unit deviation; and both grids.
+    """
+    from monai.transforms import NormalizeIntensity, ScaleIntensityRange  # here: importing MONAI takes seconds
+
+    image, affine = to_grid(volume.array, volume.affine, data, mode="bilinear")
+    if data.window is None:
+        image = NormalizeIntensity()(image)
+    else:
+        low, high = data.window
+        image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
+    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy()[0], dtype=np.float32)
+    return array, GridInfo(triple(volume.array.shape), volume.affine, triple(array.shape), affine)
+
+
+def labels_to_grid(labels: npt.NDArray[Any], info: GridInfo) -> npt.NDArray[Any]:
+    """Class indices on the network's grid -> the input file's grid (nearest neighbour), keeping the integer type.
+
+    Exact, voxel for voxel, where the two grids differ only by the order and direction of their axes.
+    """
+    assert labels.shape == info.shape
+    assert labels.dtype.kind in "iu"
+    mapping = np.linalg.solve(info.affine, info.input_affine)
+    mapping = np.where(np.abs(mapping - np.rint(mapping)) < 1e-6, np.rint(mapping), mapping)  # rounding noise
+    out: npt.NDArray[Any] = ndimage.affine_transform(
+        labels, mapping, output_shape=info.input_shape, order=0, mode="nearest", prefilter=False
+    )
+    return out
+
+
+def grid_shape(shape: Sequence[int], affine: Affine, *, data: DataConfig) -> tuple[int, int, int]:
+    """The shape (X, Y, Z) that `image_to_network` gives a volume of this shape and affine.
+
+    Raises:
+        UserError: it would have more than 2^31 voxels at `data.spacing`.
+    """
+    import torch
+    from monai.data import MetaTensor
+
+    # One number that poses as a whole volume: the transforms, put off, say what shape they would make of it.
+    tensor = MetaTensor(torch.zeros(1).expand(1, *shape), affine=torch.from_numpy(affine))
+    for transform in _grid_transforms(data, mode="nearest"):
+        tensor = transform(tensor, lazy=True)
+    found = triple([int(size) for size in tensor.peek_pending_shape()])
+    if data.spacing is not None and math.prod(found) > MAX_VOXELS:
+        raise UserError(
+            f"data.spacing: {list(data.spacing)} mm would make {found[0]}x{found[1]}x{found[2]} voxels of a volume of "
+            f"{'x'.join(map(str, shape))} with {_millimetres(affine)} mm; choose larger spacings"
+        )
+    return found
+
+
+def _grid_transforms(data: DataConfig, *, mode: str) -> list[Any]:
+    from monai.transforms import Orientation, Spacing
+
+    transforms: list[Any] = [Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))]
+    if data.spacing is not None:
+        transforms.append(Spacing(data.spacing, mode=mode, padding_mode="border", dtype=np.float32))
+    return transforms
+
+
+def to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: str) -> tuple[Any, Affine]:
+    """(1, X, Y, Z) float32 MetaTensor in RAS order at `data.spacing`, and its affine."""
+    import torch
+    from monai.data import MetaTensor
+
+    grid_shape(array.shape, affine, data=data)  # refuses what would not fit in memory
+    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+    tensor = MetaTensor(plain, affine=torch.from_numpy(affine))
+    for transform in _grid_transforms(data, mode=mode):
+        tensor = transform(tensor)
+    return tensor, np.asarray(tensor.affine, dtype=np.float64)
+
+
+def _millimetres(affine: Affine) -> str:
+    return " x ".join(f"{length:.3g}" for length in spacing_of(affine))
+
+
+def triple(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape as three Python integers."""
+    x, y, z = shape
+    return (int(x), int(y), int(z))

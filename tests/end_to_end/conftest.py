@@ -1,0 +1,60 @@
+"""Shared by the end-to-end tests: one small phantom, one configuration, and the same training on 1, 2 and 3 devices."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lampseg.data import Dataset, write_phantom
+from tests.end_to_end.command import train
+
+CURRICULUM = [
+    {"patch": 16, "batch": 4, "steps": 8, "lr": 1e-3},
+    {"patch": 32, "batch": 2, "steps": 7, "lr": 1e-3},
+    {"patch": "whole", "batch": 1, "steps": 5, "lr": 5e-4},
+]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the session's phantom and runs."""
+    return tmp_path_factory.mktemp("end_to_end")
+
+
+@pytest.fixture(scope="session")
+def phantom(folder: Path) -> Dataset:
+    """Four training cases (one of them to validate on) and a test case; their shapes differ."""
+    return write_phantom(folder / "data", cases=4, seed=1, test=1, spacing=5)
+
+
+@pytest.fixture(scope="session")
+def config(folder: Path, phantom: Dataset) -> Path:
+    """A curriculum of three stages with a small network."""
+    path = folder / "config.yaml"
+    tree = {
+        "network": {"name": "unet", "filters": 4, "norm": "instance", "depth": 2, "stem_stride": 1},
+        "data": {"root": str(phantom.root), "window": [-160, 240], "cache": str(folder / "preprocessed")},
+        "curriculum": CURRICULUM,
+        "checkpoint": {"every_steps": 5},
+        "parallel": {"timeout": 60},
+    }
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="session")
+def on_one(config: Path, folder: Path) -> Path:
+    """The run folder of the training on one device."""
+    return train(config, folder / "on-one", devices=1)
+
+
+@pytest.fixture(scope="session")
+def on_two(config: Path, folder: Path) -> Path:
+    """The run folder of the training on two devices."""
+    return train(config, folder / "on-two", devices=2)
+
+
+@pytest.fixture(scope="session")
+def on_three(config: Path, folder: Path) -> Path:
+    """The run folder of the training on three devices."""
+    return train(config, folder / "on-three", devices=3)

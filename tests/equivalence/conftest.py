@@ -1,0 +1,18 @@
+"""Every case of the equivalence tests, run once: starting the processes costs more than most cases."""
+
+from typing import Any
+
+import pytest
+
+from tests.equivalence.cases import CASES, Case, merged, run_cases
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="session")
+def split_results() -> dict[Case, dict[str, Any]]:
+    """What the stages of each case hold together."""
+    ranks = run_ranks(run_cases, 4, CASES, timeout=280)
+    return {
+        case: merged([result for result in (rank[n] for rank in ranks) if result is not None])
+        for n, case in enumerate(CASES)
+    }

@@ -1,0 +1,87 @@
+"""One stage of a small network under test, as a thread or as a process: runs one step and returns what it holds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lampseg.parallel.pipeline import PipelineRunner
+from lampseg.parallel.state import hold, owners_of
+from lampseg.parallel.world import World
+from lampseg.partition import place, record_for
+from lampseg.partition.cost import Recompute, Schedule
+
+
+def loss_of(output: Any) -> Tensor:
+    """Something of every output tensor, different for every element."""
+    total = torch.zeros((), dtype=torch.float64)
+    for leaf in tree_leaves(output):
+        if leaf.is_floating_point():
+            total = total + (leaf.double() * torch.arange(leaf.numel()).reshape(leaf.shape).cos()).square().mean()
+    return total
+
+
+def run_stage(
+    world: World,
+    network: nn.Module,
+    cuts: Sequence[int],
+    data: Sequence[Tensor],
+    schedule: Schedule = "1f1b",
+    recompute: Recompute = "none",
+) -> dict[str, Any]:
+    """A training step and a prediction; the network is float64."""
+    shapes = [tuple(x.shape) for x in data]
+    placement = place(record_for(network, shape=shapes[0], precision="float64", device="cpu"), cuts)
+    owned = [name for name, owner in owners_of(network, placement).items() if owner == world.rank]
+    hold(network, owned=owned, device=world.device)
+    runner = PipelineRunner(
+        network, placement, world=world, precision="float64", schedule=schedule, recompute=recompute
+    )
+    losses = runner.step(shapes, load=lambda m: data[m].clone(), loss=lambda m, out: loss_of(out), seed=5)
+    result: dict[str, Any] = {
+        "gradients": {name: p.grad for name, p in network.named_parameters() if name in owned},
+        "buffers": {name: b.clone() for name, b in network.named_buffers() if name in owned},
+    }
+    network.eval()
+    outputs = list(runner.predict(shapes, load=lambda m: data[m].clone()))
+    return result | ({"losses": losses, "outputs": outputs} if world.last else {})
+
+
+def run_whole(network: nn.Module, data: Sequence[Tensor]) -> dict[str, Any]:
+    """The same in plain PyTorch."""
+    losses = []
+    for x in data:
+        loss = loss_of(network(x.clone()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+    result: dict[str, Any] = {
+        "losses": losses,
+        "gradients": {name: p.grad for name, p in network.named_parameters()},
+        "buffers": {name: b.clone() for name, b in network.named_buffers()},
+    }
+    network.eval()
+    with torch.no_grad():
+        return result | {"outputs": [network(x.clone()) for x in data]}
+
+
+def together(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the stages hold, as of one device."""
+    whole = dict(stages[-1])
+    for part in ("gradients", "buffers"):
+        whole[part] = {name: tensor for stage in stages for name, tensor in stage[part].items()}
+    return whole
+
+
+def assert_same(actual: dict[str, Any], expected: dict[str, Any], *, label: str, tolerance: float = 1e-9) -> None:
+    for part in ("losses", "buffers", "outputs"):
+        torch.testing.assert_close(
+            actual[part], expected[part], rtol=tolerance, atol=tolerance, msg=lambda text: f"{label}: {text}"
+        )
+    assert actual["gradients"].keys() == expected["gradients"].keys(), label
+    for name, gradient in expected["gradients"].items():
+        found = actual["gradients"][name]
+        assert (found is None) == (gradient is None), f"{label}: gradient of {name}"
+        if gradient is not None:
+            torch.testing.assert_close(found, gradient, rtol=tolerance, atol=tolerance, msg=f"{label}: {name}")

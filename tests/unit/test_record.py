@@ -1,0 +1,285 @@
+"""The dry run: what it notes of a network, and what it refuses, by name and line."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as checkpointing
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from lampseg.errors import UserError
+from lampseg.networks import SEUNet, UNet
+from lampseg.partition import Graph, record
+from lampseg.partition.graph import NewTensor, SameTensor
+
+SHAPE = (2, 4, 6)
+
+
+class Network(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.register_buffer("steps", torch.zeros(()))
+        self.constant = torch.ones(4, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.between(self, self.a(x)))
+
+
+def graph_of(between: Any) -> Graph:
+    return record(Network(between), shape=SHAPE)
+
+
+def names(graph: Graph) -> list[str]:
+    return [op.name for op in graph.operations]
+
+
+def test_operations_are_numbered_in_call_order_with_their_modules() -> None:
+    graph = graph_of(lambda _net, x: x.relu() + x.shape[-1])
+    assert names(graph) == ["conv1d", "relu", "shape", "add", "conv1d"]
+    assert [op.module for op in graph.operations] == ["a", "", "", "", "b"]
+    assert graph.operations[0].state == ("a.weight", "a.bias")
+    assert graph.operations[3].reads == ((1, 0),)
+    assert graph.operations[2].plain
+    assert graph.operations[2].result == torch.Size(SHAPE)
+    assert graph.outputs == ((4, 0),)
+
+
+def test_flops_and_bytes_of_a_convolution() -> None:
+    op = graph_of(lambda _net, x: x).operations[0]
+    assert op.flops == 2 * 2 * 6 * 4 * 4 * 3  # multiply and add: batch, length, channels in and out, kernel
+    assert op.backward_flops == op.flops  # the input needs no gradient, the weight does
+    assert op.bytes_moved == 4 * (2 * 4 * 6 + 4 * 4 * 3 + 4 + 2 * 4 * 6)
+
+
+def test_what_returns_its_argument_is_no_new_value() -> None:
+    graph = graph_of(lambda net, x: F.dropout(x, 0.5, False).contiguous())
+    assert all(isinstance(op.outputs[0], SameTensor) for op in graph.operations[1:3])
+    assert graph.operations[3].reads == ((0, 0),)
+    assert not graph.pinned
+
+
+def test_an_in_place_write_is_a_new_value_and_closes_the_cuts_before_it() -> None:
+    graph = graph_of(lambda _net, x: F.relu(x, inplace=True))
+    assert graph.operations[2].reads == ((1, 0),)
+    assert graph.forbidden == {1}
+    assert graph.ready_at((0, 0)) == 1
+
+
+def test_views_that_are_written_stay_together() -> None:
+    def between(_net: nn.Module, x: Tensor) -> Tensor:
+        view = x[:, :2]
+        x = x * 2 + view.sum()
+        view.add_(1)
+        return x
+
+    graph = graph_of(between)
+    assert names(graph) == ["conv1d", "__getitem__", "mul", "sum", "add", "add_", "conv1d"]
+    assert graph.forbidden == {1, 2, 3, 4, 5}
+
+
+def test_views_share_memory_and_copies_do_not() -> None:
+    graph = graph_of(lambda _net, x: x.mT.contiguous().mT)
+    fresh = [out.fresh for op in graph.operations for out in op.outputs if isinstance(out, NewTensor)]
+    assert fresh == [True, False, True, False, True]
+
+
+def test_a_tensor_that_is_written_needs_the_gradient_of_what_was_written() -> None:
+    def between(_net: nn.Module, x: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        zeros[:, 1:] = x[:, 1:]
+        return zeros
+
+    graph = graph_of(between)
+    assert graph.values[1, 0].requires_grad
+    assert graph.operations[1].outputs[0].value.requires_grad
+
+
+def test_one_parameter_is_not_torn_apart() -> None:
+    graph = graph_of(lambda net, x: net.b(x).relu())
+    assert graph.forbidden == {2, 3}
+
+
+def test_a_call_without_tensors_is_run_on_every_rank() -> None:
+    def between(_net: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x * 2
+
+    graph = graph_of(between)
+    assert [op.name for op in graph.operations if op.effect] == ["_set_grad_enabled"] * 2
+    assert not graph.values[2, 0].requires_grad
+
+
+def test_shapes_are_in_the_signature_and_not_in_the_digest() -> None:
+    one, two = (record(Network(lambda _net, x: x), shape=(2, 4, size)) for size in (6, 8))
+    assert one.digest == two.digest
+    assert one.signature != two.signature
+
+
+def test_gradients_are_in_the_signature() -> None:
+    network = Network(lambda _net, x: x)
+    before = record(network, shape=SHAPE).signature
+    network.a.requires_grad_(False)
+    assert record(network, shape=SHAPE).signature != before
+
+
+def test_nothing_is_allocated_and_nothing_changes() -> None:
+    with torch.device("meta"):
+        network = UNet(filters=64, norm="batch")
+    graph = record(network, shape=(1, 1, 512, 512, 512))
+    assert sum(storage.nbytes for storage in graph.saved) > 2**36
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert not any(isinstance(b, FakeTensor) for b in network.buffers())
+
+
+def test_a_device_that_is_not_here() -> None:
+    graphs = [
+        record(Network(lambda _net, x: x + torch.zeros(6, device=x.device)), shape=SHAPE, device=device)
+        for device in ("cpu", "cuda")
+    ]
+    assert graphs[0].digest == graphs[1].digest
+    assert graphs[0].saved == graphs[1].saved
+
+
+@pytest.mark.parametrize("build", [lambda: UNet(filters=4, depth=2), lambda: SEUNet(filters=4, depth=2)])
+def test_saved_bytes_are_what_autograd_keeps(build: Any) -> None:
+    network, shape = build(), (1, 1, 16, 16, 16)
+    state = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in state:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor stays, so the address is not reused
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.randn(shape))
+    assert sum(storage.nbytes for storage in record(network, shape=shape).saved) == sum(n for n, _ in kept.values())
+
+
+def _decides(_net: nn.Module, x: Tensor) -> Tensor:
+    if x.mean() > 0:
+        x = x * 2
+    return x
+
+
+def _hooks(_net: nn.Module, x: Tensor) -> Tensor:
+    x.register_hook(lambda gradient: gradient * 2)
+    return x
+
+
+def _caches(net: nn.Module, x: Tensor) -> Tensor:
+    if not hasattr(net, "cached"):
+        net.cached = torch.ones(x.shape[-1]).cumsum(0)
+    return x * net.cached
+
+
+def _checkpoints(net: nn.Module, x: Tensor, *, reentrant: bool) -> Tensor:
+    return checkpointing.checkpoint(torch.nn.functional.gelu, x, use_reentrant=reentrant)
+
+
+def _writes_a_constant(net: nn.Module, x: Tensor) -> Tensor:
+    net.constant.add_(1)
+    return x * net.constant
+
+
+def _writes_a_parameter(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        net.b.weight.clamp_(-1, 1)
+    return x
+
+
+def _sets_data(_net: nn.Module, x: Tensor) -> Tensor:
+    x.data = x.data * 2
+    return x
+
+
+def _own_generator(_net: nn.Module, x: Tensor) -> Tensor:
+    return x + torch.rand(1, generator=torch.Generator())
+
+
+def _differentiates(_net: nn.Module, x: Tensor) -> Tensor:
+    return x * torch.autograd.grad(x.sum(), x, create_graph=True)[0]
+
+
+class _Hidden(torch.autograd.Function):
+    weight: Tensor
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * _Hidden.weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def _reads_a_hidden_parameter(net: nn.Module, x: Tensor) -> Tensor:
+    _Hidden.weight = net.b.weight
+    return _Hidden.apply(x[..., :3])  # type: ignore[no-any-return, no-untyped-call]
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a decision on data": (_decides, "x.mean() > 0"),
+    "a hook": (_hooks, "x.register_hook("),
+    "a cache": (_caches, "for the next"),
+    "checkpoint": (lambda net, x: _checkpoints(net, x, reentrant=False), "parallel.recompute"),
+    "checkpoint, reentrant": (lambda net, x: _checkpoints(net, x, reentrant=True), "CheckpointFunction"),
+    "a write to a constant": (_writes_a_constant, "net.constant.add_(1)"),
+    "a write to a parameter": (_writes_a_parameter, "b.weight"),
+    "set data": (_sets_data, "x.data = "),
+    "a generator": (_own_generator, "generator"),
+    "autograd.grad": (_differentiates, "`grad`"),
+    "a hidden parameter": (_reads_a_hidden_parameter, "b.weight"),
+    "a mask": (lambda _net, x: x[x > 0], "values of tensors"),
+    "a number": (lambda _net, x: x * x.sum().item(), "values of tensors"),
+    "requires_grad_": (lambda _net, x: x * torch.ones(1).requires_grad_(), "requires_grad_"),
+    "grad_fn": (lambda _net, x: x * (x.grad_fn is None), "grad_fn"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_with_its_line(what: str) -> None:
+    between, words = REFUSED[what]
+    with pytest.raises(UserError) as caught:
+        graph_of(between)
+    assert words in str(caught.value)
+    assert f"{__file__}:" in str(caught.value)
+
+
+def test_script_is_refused() -> None:
+    scripted = torch.jit.trace(torch.tanh, torch.ones(1))
+    with pytest.raises(UserError, match="TorchScript"):
+        graph_of(lambda _net, x: scripted(x))
+
+
+def test_an_output_that_is_no_tensor_is_refused() -> None:
+    class Empty(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"out": x + 1, "count": 3}
+
+    with pytest.raises(UserError, match="must return tensors"):
+        record(Empty(), shape=SHAPE)
+
+
+def test_the_networks_own_complaint_passes() -> None:
+    with pytest.raises(UserError, match="multiple of the network's stride"):
+        record(UNet(filters=4), shape=(1, 1, 30, 32, 32))
+
+
+def test_a_refusal_leaves_torch_as_it_was() -> None:
+    apply = torch.autograd.Function.apply
+    network = Network(_decides)
+    with pytest.raises(UserError):
+        record(network, shape=SHAPE)
+    assert torch.autograd.Function.apply == apply
+    assert not network.a._forward_hooks
+    assert not network.a._forward_pre_hooks
+    assert torch.is_grad_enabled()
