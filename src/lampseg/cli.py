@@ -1,6 +1,7 @@
 """The command `lampseg`: parses the verbs and their options, and turns errors into messages and exit codes."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ class Plan:
         console = Console()
         if self.json:
             sys.stdout.write(plans_to_json(plans) + "\n")
+            sys.stdout.flush()
             return
         for number, (stage, made) in enumerate(zip(config.curriculum, plans), start=1):
             console.print(f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}", highlight=False)
@@ -201,6 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except WorkerError as error:
         console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:  # who reads our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it closes it
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -14,7 +14,7 @@ from tests.equivalence.one_stage import assert_same, run_stage, run_whole, toget
 from tests.equivalence.threads import run_threads
 
 SHAPES = ((2, 1, 6), (1, 1, 9), (2, 1, 6))
-WAYS = (("1f1b", "none"), ("gpipe", "all"), ("1f1b", "all_but_last"), ("1f1b", "all"))
+WAYS = (("1f1b", "none"), ("gpipe", "all"), ("gpipe", "all_but_last"), ("1f1b", "all"))
 
 
 def build(kind: type[ThreeConvolutions]) -> nn.Module:

@@ -187,10 +187,23 @@ def test_the_help_names_the_verbs_and_the_exit_codes(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"lampseg {__version__}\n"
 
 
+def plan_command(config: str) -> list[str]:
+    small = ["--shape", "16", "16", "16", "--classes", "3", "--network.filters", "4", "--network.depth", "1"]
+    return [sys.executable, "-m", "lampseg", "plan", config, "--json", *small]
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(config: str) -> None:
+    """`lampseg plan ... | head`"""
+    with subprocess.Popen(plan_command(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_plan_without_data_as_json(config: str) -> None:
     """As a process of its own: nothing but JSON may stand on standard output."""
-    command = [sys.executable, "-m", "lampseg", "plan", config, "--shape", "16", "16", "16", "--classes", "3", "--json"]
-    small = ["--network.filters", "4", "--network.depth", "1", "--devices", "2x1GiB"]
-    done = subprocess.run([*command, *small], capture_output=True, text=True, check=True)
+    done = subprocess.run([*plan_command(config), "--devices", "2x1GiB"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(("[", "{"))
     assert done.stdout.count('"parameter_bytes"') == 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lampseg.errors import UserError
-from lampseg.training.loss import HybridLoss, mini_batch_loss
+from lampseg.training.loss import BYTES_PER_LOGIT, HybridLoss, mini_batch_loss
 
 N, C, SIZE = 3, 4, (3, 4, 5)
 WEIGHTS = (0.5, 1.0, 1.5, 3.0)
@@ -218,3 +218,21 @@ def test_bad_weights_are_refused(weights):
 def test_bad_factors_are_refused(field):
     with pytest.raises(UserError, match=rf"loss\.{field}: -1"):
         HybridLoss(WEIGHTS, **{field: -1.0})
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_it_saves_what_the_planner_counts(classes: int) -> None:
+    logits = torch.randn(1, classes, 24, 24, 24, requires_grad=True)
+    target = torch.randint(0, classes, (1, 24, 24, 24))
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = HybridLoss([1.0] * classes)(logits, target).sum()
+    loss.backward()
+    own = logits.untyped_storage().data_ptr()
+    nbytes = sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer != own)
+    assert 0.6 * BYTES_PER_LOGIT <= nbytes / logits.numel() <= 1.4 * BYTES_PER_LOGIT

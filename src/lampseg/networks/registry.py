@@ -69,7 +69,9 @@ def build_network(config: NetworkConfig, *, in_channels: int, out_channels: int)
         return network_class(**kwargs)
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-        raise UserError(f"network: {config.name}({given}) cannot be built: {error}") from error
+        raise UserError(
+            f"network: {config.name}({given}) cannot be built: {error}; correct `network.kwargs`"
+        ) from error
 
 
 def network_stride(network: nn.Module, *, in_channels: int) -> tuple[int, int, int]:
@@ -168,10 +170,10 @@ def _import_class(name: str) -> type[nn.Module]:
         )
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, SyntaxError, LookupError, AttributeError, NameError, OSError) as error:
         raise UserError(
-            f"network.name: `{name}` cannot be imported ({error}); check the spelling and that the package is "
-            "installed or its folder is on PYTHONPATH"
+            f"network.name: `{name}` cannot be imported ({type(error).__name__}: {error}); "
+            "check the spelling and that the package is installed or its folder is on PYTHONPATH"
         ) from error
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, nn.Module):

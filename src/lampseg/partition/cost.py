@@ -1,5 +1,6 @@
 """The cost model: time and bytes of every possible stage, from the recorded operations alone."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,6 +40,8 @@ class Training:
     recompute: Recompute = "none"
     optimizer_bytes_per_parameter_byte: float = 1.0
     """RMSprop without momentum keeps one number for each parameter."""
+    loss_bytes_per_logit: float = 0.0
+    """What the loss keeps for backward on the last stage, for each number of the network's output."""
 
 
 class IntervalCosts:
@@ -85,6 +88,7 @@ class IntervalCosts:
         for value in graph.outputs:
             uses.setdefault(value, []).append(last)
         self.received = self._union((graph.values[value].nbytes, ops, value[0]) for value, ops in uses.items())
+        self.logits = sum(math.prod(graph.values[value].shape) for value in graph.outputs)
         self.workspace = np.zeros((self.count, self.count + 1))
         for i in range(self.count):
             self.workspace[i, i + 1 :] = np.maximum.accumulate(largest[i:])
@@ -113,5 +117,9 @@ class IntervalCosts:
         """Peak memory of a stage: state, gradients, optimizer, activations in flight, boundary, workspace."""
         held = in_flight(training.schedule, stage=stage, stages=stages, micro_batches=training.micro_batches)
         state = self.state + self.trainable * (1 + training.optimizer_bytes_per_parameter_byte)
-        kept = held * self.saved if training.recompute == "none" else held * self.received + self.saved
+        loss = training.loss_bytes_per_logit * self.logits if stage == stages - 1 else 0.0
+        if training.recompute == "none":
+            kept = held * (self.saved + loss)
+        else:
+            kept = held * self.received + self.saved + loss
         return np.asarray(state + kept + self.received + 2 * self.workspace)

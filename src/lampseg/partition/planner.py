@@ -110,6 +110,7 @@ def describe(
     positions = [max(p for p, start in enumerate(costs.starts) if start <= first) for first in starts]
     positions.append(costs.count)
     times = [float(seconds[positions[k], positions[k + 1]]) for k in range(count)]
+    loss = training.loss_bytes_per_logit * costs.logits
     stages = []
     for k in range(count):
         at = (positions[k], positions[k + 1])
@@ -127,7 +128,7 @@ def describe(
                 parameter_bytes=int(costs.state[at]),
                 gradient_bytes=trainable,
                 optimizer_bytes=int(trainable * training.optimizer_bytes_per_parameter_byte),
-                activation_bytes=int(costs.saved[at]),
+                activation_bytes=int(costs.saved[at] + (k == count - 1) * loss),
                 in_flight=in_flight(training.schedule, stage=k, stages=count, micro_batches=training.micro_batches),
                 receive_bytes=int(costs.received[at]),
                 send_bytes=sent[k],

@@ -1,9 +1,10 @@
 """The cut: an exact min-max split of the operations into consecutive stages, by dynamic programming.
 
-Two passes over the same recursion. The first finds the smallest possible time of the slowest stage among the splits
-that fit the memory; the second, among the splits no slower than that (within `slack`), the one that sends least.
-Both objectives are a maximum or a sum over stages, so both passes are exact; the number of positions is the number
-of operations that do work, so there is no need for a heuristic.
+Three passes over the same recursion. The first finds the smallest possible time of the slowest stage among the splits
+that fit the memory. The second, among the splits no slower than that (within `slack`), the smallest possible memory of
+the fullest stage. The third, among those within `slack` of both, the split that sends least. Each objective is a
+maximum or a sum over stages, so each pass is exact; the number of positions is the number of operations that do work,
+so there is no need for a heuristic.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,24 +27,23 @@ def solve(
 ) -> tuple[int, ...] | None:
     """Finds the cuts, as operation numbers; None if no split fits `memory` (bytes of each stage's device).
 
-    Among the splits whose slowest stage takes at most (1 + slack) times the optimum, the one is returned whose
-    stages receive the fewest bytes.
+    Among the splits whose slowest stage takes at most (1 + slack) times the optimum, and whose fullest stage needs at
+    most (1 + slack) times the least memory possible at that speed, the one is returned whose stages receive the fewest
+    bytes.
     """
     if stages > costs.count:
         return None
     seconds = costs.seconds(training)
-    feasible = [
-        np.ones_like(seconds, dtype=bool)
-        if memory is None
-        else costs.peak_bytes(training, stage=stage, stages=stages) <= memory[stage]
-        for stage in range(stages)
-    ]
-    best = _split([np.where(ok, seconds, np.inf) for ok in feasible], combine=np.maximum)
+    peaks = [costs.peak_bytes(training, stage=stage, stages=stages) for stage in range(stages)]
+    allowed = [np.isfinite(seconds) if memory is None else peak <= memory[k] for k, peak in enumerate(peaks)]
+    best = _split([np.where(ok, seconds, np.inf) for ok in allowed], combine=np.maximum)
     if best is None:
         return None
-    slowest, _ = best
-    limit = slowest * (1 + slack)
-    sends = _split([np.where(ok & (seconds <= limit), costs.received, np.inf) for ok in feasible], combine=np.add)
+    fast = [ok & (seconds <= best[0] * (1 + slack)) for ok in allowed]
+    leanest = _split([np.where(ok, peak, np.inf) for ok, peak in zip(fast, peaks)], combine=np.maximum)
+    assert leanest is not None
+    lean = [ok & (peak <= leanest[0] * (1 + slack)) for ok, peak in zip(fast, peaks)]
+    sends = _split([np.where(ok, costs.received, np.inf) for ok in lean], combine=np.add)
     assert sends is not None
     return tuple(costs.starts[position] for position in sends[1])
 

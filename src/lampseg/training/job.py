@@ -17,6 +17,7 @@ from lampseg.parallel.devices import Devices
 from lampseg.partition import Plan, Training, make_plan
 from lampseg.training.batches import micro_batch_count
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
+from lampseg.training.loss import BYTES_PER_LOGIT
 from lampseg.training.smallest import enough_voxels
 
 
@@ -175,6 +176,7 @@ def make_plans(
             schedule=config.parallel.schedule,
             recompute=config.parallel.recompute,
             optimizer_bytes_per_parameter_byte=optimizer_numbers(config),
+            loss_bytes_per_logit=BYTES_PER_LOGIT * (2 if config.precision == "float64" else 1),
         )
         with _named(stage, index, size=stage.size or largest):
             plans.append(

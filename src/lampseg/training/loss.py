@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from lampseg.errors import UserError
 
+BYTES_PER_LOGIT = 12.5
+"""What the loss saves for backward, in bytes for each logit in float32: three maps of all classes and some of one."""
+
 SMOOTH = 1e-5
 """Added to numerator and denominator of Dice, so that a class neither present nor predicted costs nothing."""
 

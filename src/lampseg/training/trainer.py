@@ -147,7 +147,7 @@ class Trainer:
         if not torch.isfinite(torch.tensor(value)):
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (curriculum stage {stage + 1}): lower "
-                f"curriculum.{stage}.lr (now {settings.lr}); the last checkpoint is unharmed"
+                f"curriculum.{stage}.lr (now {settings.lr}); what was saved before is unharmed"
             )
         largest = [max(batch.shape[2 + axis] for batch in batches) for axis in range(3)]
         record = {
@@ -215,7 +215,7 @@ class Trainer:
         if broken:
             raise UserError(
                 f"the weights `{broken[0]}` are not finite after step {self.step} (curriculum stage "
-                f"{self.stage + 1}): lower curriculum.{self.stage}.lr; the last checkpoint is unharmed"
+                f"{self.stage + 1}): lower curriculum.{self.stage}.lr; what was saved before is unharmed"
             )
         return with_all_names(self.model.network, weights) if self.world.first else {}
 
