@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 FLOAT64 = (
     "precision=float64",
     "network.norm=batch",
+    "data.validation=0",
     "curriculum.0.steps=2",
     "curriculum.1.steps=1",
     "curriculum.2.steps=1",

@@ -9,10 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from lampseg.partition import record_for
-from tests.equivalence.awkward import EXACT, RANDOM, ThreeConvolutions
+from tests.equivalence import awkward, awkward_state
+from tests.equivalence.awkward import ThreeConvolutions
 from tests.equivalence.one_stage import assert_same, run_stage, run_whole, together
 from tests.equivalence.threads import run_threads
 
+RANDOM = (awkward_state.RandomNumbers, awkward_state.DropoutThenInPlace, awkward_state.Attention)
+EXACT = tuple(
+    kind
+    for module in (awkward, awkward_state)
+    for kind in vars(module).values()
+    if isinstance(kind, type)
+    and issubclass(kind, ThreeConvolutions)
+    and kind.__module__ == module.__name__
+    and kind not in (ThreeConvolutions, *RANDOM)
+)
 SHAPES = ((2, 1, 6), (1, 1, 9), (2, 1, 6))
 WAYS = (("1f1b", "none"), ("gpipe", "all"), ("gpipe", "all_but_last"), ("1f1b", "all"))
 
