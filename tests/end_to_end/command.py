@@ -36,7 +36,7 @@ class Running:
     def __init__(self, command: Sequence[str | Path], *, folder: Path, python_path: Sequence[Path] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._out, self._err = folder / "stdout", folder / "stderr"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         paths = [*(str(path) for path in python_path), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         self._begun = time.monotonic()

@@ -140,3 +140,15 @@ def test_torchrun_gives_a_world_that_is_joined(config: Path, folder: Path, on_tw
     plans = plans_from_json((run / "plan.json").read_text())
     assert [len(plan.stages) for plan in plans] == [2, 2, 2]
     assert (run / "report.html").is_file()
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    config: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step's loss was still finite; it is the update that overflows."""
+    run = folder / "overflow"
+    with pytest.raises(SystemExit) as ended:
+        train(config, run, "curriculum.0.steps=1", "curriculum.0.lr=3.0e+38", "data.validation=0", devices=1)
+    assert ended.value.code == 2
+    assert "lower curriculum.0.lr" in capsys.readouterr().err
+    assert not list((run / "checkpoints").glob("*"))

@@ -85,6 +85,7 @@ def test_nothing_to_resume(place: str, tmp_path: Path) -> None:
         ({"optimizer": {"kwargs": {"alpha": 0.5}}}, "`optimizer.kwargs.alpha` was not there, now 0.5"),
         ({"precision": "float64"}, "`precision` was float32, now float64"),
         ({"seed": 1}, "`seed` was 0, now 1"),
+        ({"parallel": {"micro_batches": 2}}, "`parallel.micro_batches` was auto, now 2"),
     ],
 )
 def test_what_decides_the_weights_cannot_be_changed(changes: dict[str, Any], said: str, run: Path) -> None:

@@ -148,4 +148,5 @@ def _fields(config: Config) -> dict[str, Any]:
             flat[name] = value
 
     walk("", tree)
+    flat["parallel.micro_batches"] = config.parallel.micro_batches  # BatchNorm and dropout follow the micro-batches
     return flat

@@ -115,6 +115,8 @@ def run_worker(main: Callable[[], None]) -> None:
         handler.record_exception(error)
         if not isinstance(error, UserError | KeyboardInterrupt):
             traceback.print_exc()
+        elif isinstance(error, UserError) and not prepared_by_launcher():
+            sys.stderr.write(f"lampseg: {error}\n")  # torchrun would only show its table of failures
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(USER_ERROR if isinstance(error, UserError) else FAILURE)
