@@ -14,6 +14,7 @@ from lampseg.evaluation.tables import write_text
 from lampseg.parallel.exchange import gather_all, scatter_all
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.randomness import mix
+from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
 from lampseg.training.batches import MicroBatch, cut, micro_batch_count
@@ -49,7 +50,6 @@ class Trainer:
         self.config: Config = job.config
         self.dtype = torch.float64 if self.config.precision == "float64" else torch.float32
         self.loss = HybridLoss(job.class_weights, self.config.loss.focal, self.config.loss.gamma).to(world.device)
-        self.memory = PeakMemory(world.device)
         self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
         self.step = 0
         self.best: dict[str, Any] = {"step": None, "validation": None}
@@ -57,6 +57,9 @@ class Trainer:
         saved = self._read_checkpoint(network) if resume else None
         stage = self._stage_after(self.step)[0]
         self.model = ParallelModel(network, plans[stage], world=world)
+        mine = set(self.model.owned)
+        held = sum(t.numel() * t.element_size() for name, t in named_state(network).items() if name in mine)
+        self.memory = PeakMemory(world.device, held=held)
         self.optimizer = self._new_optimizer(stage)
         if saved is not None:
             self.model.load(saved[0])
