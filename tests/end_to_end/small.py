@@ -1,9 +1,6 @@
 """To try out faulty input quickly: a dataset of 16^3 voxels, a configuration, and what a refused command says."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +72,3 @@ def files_of(folder: Path) -> list[str]:
     """Everything in a folder but the preprocessed volumes."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(path) for path in found if path.parts[0] != "preprocessed")
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Within, no file grows beyond `size` bytes, for root neither: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lampseg.cli import main
-from tests.end_to_end.small import SHAPE, files_of, files_of_at_most, refused, save, write_config, write_dataset
+from tests.end_to_end.small import SHAPE, files_of, refused, save, write_config, write_dataset
+from tests.limits import no_space_beyond
 
 Capture = pytest.CaptureFixture[str]
 IMAGE, LABEL = "imagesTr/c1.nii.gz", "labelsTr/c1.nii.gz"
@@ -237,7 +238,7 @@ def test_run_folders(name: str, run: tuple[Path, Path], capsys: Capture) -> None
 
 def test_a_disk_that_is_full_when_the_run_begins(finished: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
     config, _ = finished
-    with files_of_at_most(200):
+    with no_space_beyond(200):
         said = refused(capsys, "train", config, "--run", tmp_path / "run")
     assert re.search(r"preprocessed: the preprocessed case c\d cannot be written .*free disk space", said), said
     assert not (tmp_path / "run" / "config.yaml").exists()
@@ -249,7 +250,7 @@ def test_a_disk_that_fills_up_in_training(finished: tuple[Path, Path], tmp_path:
     config, whole = finished
     run = tmp_path / "run"
     cache = ("--data.cache", whole / "preprocessed")
-    with files_of_at_most(5000):
+    with no_space_beyond(5000):
         said = refused(capsys, "train", config, "--run", run, *cache)
     assert re.search(r"checkpoints/.*safetensors: cannot be written .*; free space, then continue with --resume", said)
     assert not any("checkpoints" in name for name in files_of(run))

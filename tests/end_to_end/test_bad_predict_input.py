@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from lampseg.cli import main
 from tests.end_to_end.command import LAMPSEG, running
-from tests.end_to_end.small import SHAPE, files_of, files_of_at_most, refused, save, write_config, write_dataset
+from tests.end_to_end.small import SHAPE, files_of, refused, save, write_config, write_dataset
+from tests.limits import no_space_beyond
 
 Capture = pytest.CaptureFixture[str]
 
@@ -146,7 +147,7 @@ def test_a_damaged_run(
 
 
 def test_a_disk_too_full_for_the_result(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    with files_of_at_most(100):
+    with no_space_beyond(100):
         said = refused(capsys, "predict", "--run", folder / "run", "--out", tmp_path, folder / "good.nii.gz")
     assert re.search(r"good\.nii\.gz: cannot be written .*; free disk space or choose another folder", said), said
     assert files_of(tmp_path) == []

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lampseg.training.checkpoint import (
     step_checkpoints,
     with_all_names,
 )
+from tests.limits import no_space_beyond
 
 
 class Shared(nn.Module):
@@ -90,15 +90,9 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_checkpoint_before(limit: int, tmp_path: Path) -> None:
     network = Shared()
     save_step(tmp_path, 5, network)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(
-            UserError, match=r"step-00000010.*cannot be written .*free space, then continue with --resume"
-        ):
-            save_step(tmp_path, 10, network)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = r"step-00000010.*cannot be written .*free space, then continue with --resume"
+    with no_space_beyond(limit), pytest.raises(UserError, match=said):
+        save_step(tmp_path, 10, network)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     load_checkpoint(tmp_path / "step-00000005")
 

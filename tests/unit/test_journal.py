@@ -2,9 +2,6 @@
 
 import errno
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lampseg.errors import UserError
 from lampseg.training.journal import Journal
+from tests.limits import no_space_beyond
 
 
 def step(number: int, loss: float = 0.5) -> dict[str, Any]:
@@ -79,16 +77,6 @@ def test_lines_that_are_no_records_are_dropped(line: bytes, tmp_path: Path) -> N
     (tmp_path / "metrics.jsonl").write_bytes(line + b"\n" + json.dumps(step(1)).encode() + b"\n")
     with Journal(tmp_path, total=9, step=1, console=plain()):
         assert lines(tmp_path) == [step(1)]
-
-
-@contextmanager
-def no_space_beyond(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

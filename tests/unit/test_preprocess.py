@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from lampseg.config import DataConfig
 from lampseg.data import Case, Volume, image_to_network, labels_to_grid, prepare, preprocess
 from lampseg.errors import UserError
+from tests.limits import no_space_beyond
 
 ROOT = Path("unused")
 ORIENTATIONS = [
@@ -260,13 +260,8 @@ def test_a_killed_run_leaves_no_half_case(tmp_path: Path, monkeypatch: Any) -> N
 
 def test_a_full_disk_and_an_impossible_folder(tmp_path: Path) -> None:
     case = write_case(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(UserError, match=r"case a cannot be written .*data\.cache"):
-            prepare([case], classes=CLASSES, data=config(), folder=tmp_path / "cache")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_space_beyond(500), pytest.raises(UserError, match=r"case a cannot be written .*data\.cache"):
+        prepare([case], classes=CLASSES, data=config(), folder=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(UserError, match="cannot be written"):
         prepare([case], classes=CLASSES, data=config(), folder=case.image / "cache")

@@ -1,8 +1,6 @@
 """One NIfTI file -> array and affine: every way a file can be wrong, and label maps written whole or not at all."""
 
 import gzip
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 
 from lampseg.data import Volume, read_label, read_volume, write_labels
 from lampseg.errors import UserError
+from tests.limits import no_space_beyond
 
 AFFINE = np.array([[-0.8, 0.1, 0, 12], [0.05, -0.9, 0.2, -30], [0, 0.1, 2.5, 7.5], [0, 0, 0, 1]])
 SHAPE = (9, 8, 7)
@@ -214,18 +213,9 @@ def test_other_names_than_nifti_are_refused(tmp_path: Path) -> None:
         write_labels(tmp_path / "out.png", organs(), AFFINE)
 
 
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """Writing beyond 200 bytes fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, small_files_only: None) -> None:
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "out.nii").write_bytes(b"old")
-    with pytest.raises(UserError, match=r"out\.nii: cannot be written .*free disk space"):
+    with no_space_beyond(200), pytest.raises(UserError, match=r"out\.nii: cannot be written .*free disk space"):
         write_labels(tmp_path / "out.nii", organs(), AFFINE)
     assert [path.name for path in tmp_path.iterdir()] == ["out.nii"]
     assert (tmp_path / "out.nii").read_bytes() == b"old"
