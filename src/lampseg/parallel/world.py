@@ -61,7 +61,7 @@ def join(*, device: str, timeout: float) -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         local, backend = torch.device("cpu"), "gloo"
-        # A confident softmax has gradients below 1e-38. Denormal numbers make a convolution's backward 100 times slower.
+        # A confident softmax has gradients below 1e-38. Denormal numbers make a convolution 100 times slower.
         torch.set_flush_denormal(True)
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=limit)
