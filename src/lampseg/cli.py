@@ -41,6 +41,7 @@ class Plan:
         from lampseg.commands.plan import plan
         from lampseg.config import load_config
         from lampseg.partition import plans_to_json
+        from lampseg.partition.show import plan_table
 
         config = load_config(self.config, overrides=_with_devices(overrides, self.devices))
         plans = plan(config, shape=self.shape, classes=self.classes)
@@ -51,7 +52,7 @@ class Plan:
             return
         for number, (stage, made) in enumerate(zip(config.curriculum, plans), start=1):
             console.print(f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}", highlight=False)
-            console.print(made.table())
+            console.print(plan_table(made))
 
 
 @dataclass(frozen=True)

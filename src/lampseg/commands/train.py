@@ -19,6 +19,7 @@ from lampseg.parallel.devices import Devices, parse_devices, threads_per_process
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
+from lampseg.partition.show import plan_table
 from lampseg.training.job import Job, largest_volume, make_plans, prepare_job, smallest_volume
 from lampseg.training.trainer import Trainer
 
@@ -44,7 +45,7 @@ def train(config: Config, *, run: Path, resume: bool = False) -> None:
     _, plans = _prepare(config, run=run, devices=devices, resume=resume, console=console)
     for stage, plan in zip(config.curriculum, plans):
         console.print(f"[bold]curriculum stage: patch {stage.patch}, batch {stage.batch}[/bold]")
-        console.print(plan.table())
+        console.print(plan_table(plan))
     if devices.count > 1:
         flags = ["--resume"] if resume else []
         launch(["train", str(run / "config.yaml"), "--run", str(run), *flags], processes=devices.count)

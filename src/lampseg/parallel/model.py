@@ -54,7 +54,7 @@ class ParallelModel:
             world=self.world,
             precision=plan.precision,
             schedule=plan.schedule,
-            recompute=plan.recompute,
+            recompute=plan.choices.recompute[0],
         )
 
     @property

@@ -3,11 +3,13 @@
 from lampseg.partition.cost import Training
 from lampseg.partition.graph import Graph
 from lampseg.partition.placement import Placement, place, transfer
-from lampseg.partition.plan import Plan, Stage, format_bytes, plans_from_json, plans_to_json
+from lampseg.partition.plan import Choices, Plan, Stage, plans_from_json, plans_to_json
 from lampseg.partition.planner import make_plan, record_for
 from lampseg.partition.record import record
+from lampseg.partition.units import format_bytes
 
 __all__ = [
+    "Choices",
     "Graph",
     "Placement",
     "Plan",

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lampseg.partition.graph import INPUT, Graph
-
-Schedule = Literal["gpipe", "1f1b"]
-Recompute = Literal["none", "all_but_last", "all"]
+from lampseg.partition.plan import Recompute
+from lampseg.partition.schedule import Schedule, warm_up
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,6 @@ class Speed:
 
 # Achieved, not peak: dense fp32 convolutions on one CPU core, and TF32/bf16 convolutions on a data-centre GPU.
 SPEEDS = {"cpu": Speed(4e10, 6e9), "cuda": Speed(6e13, 1.2e12)}
-
-
-def in_flight(schedule: Schedule, *, stage: int, stages: int, micro_batches: int) -> int:
-    """How many micro-batches a stage holds between forward and backward, at most."""
-    return micro_batches if schedule == "gpipe" else min(micro_batches, stages - stage)
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class IntervalCosts:
 
     def peak_bytes(self, training: Training, *, stage: int, stages: int) -> NDArray[np.float64]:
         """Peak memory of a stage: state, gradients, optimizer, activations in flight, boundary, workspace."""
-        held = in_flight(training.schedule, stage=stage, stages=stages, micro_batches=training.micro_batches)
+        held = warm_up(training.schedule, stage=stage, stages=stages, micro_batches=training.micro_batches)
         state = self.state + self.trainable * (1 + training.optimizer_bytes_per_parameter_byte)
         loss = training.loss_bytes_per_logit * self.logits if stage == stages - 1 else 0.0
         if training.recompute == "none":

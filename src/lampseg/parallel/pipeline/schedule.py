@@ -18,7 +18,7 @@ used; one micro-batch never overlaps with itself.
 
 from typing import Literal, NamedTuple
 
-from lampseg.partition.cost import Schedule, in_flight
+from lampseg.partition.schedule import Schedule, warm_up
 
 
 class Action(NamedTuple):
@@ -30,10 +30,10 @@ class Action(NamedTuple):
 
 def actions(schedule: Schedule, *, stage: int, stages: int, micro_batches: int) -> tuple[Action, ...]:
     """The order of a stage's actions; gradients are accumulated in micro-batch order by every schedule."""
-    warm_up = in_flight(schedule, stage=stage, stages=stages, micro_batches=micro_batches)
-    order = [Action("forward", m) for m in range(warm_up)]
+    ahead = warm_up(schedule, stage=stage, stages=stages, micro_batches=micro_batches)
+    order = [Action("forward", m) for m in range(ahead)]
     for m in range(micro_batches):
         order.append(Action("backward", m))
-        if m + warm_up < micro_batches:
-            order.append(Action("forward", m + warm_up))
+        if m + ahead < micro_batches:
+            order.append(Action("forward", m + ahead))
     return tuple(order)
