@@ -1,26 +1,48 @@
 """`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from torch import nn
 
 from lampseg.config import Config
 from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_stride
-from lampseg.parallel.devices import parse_devices
+from lampseg.parallel.devices import Devices, parse_devices, parse_memory
 from lampseg.partition import Plan
-from lampseg.training.job import check_patch, make_plans
+from lampseg.partition.hardware import Hardware, hardware_for
+from lampseg.partition.problem import Problem
+from lampseg.partition.questions import fewest_devices, largest_patch
+from lampseg.training.job import check_patch
+from lampseg.training.plans import Size, make_plans, problem_of
 
 
-def plan(config: Config, *, shape: tuple[int, int, int] | None = None, classes: int | None = None) -> tuple[Plan, ...]:
-    """One plan per curriculum stage.
+@dataclass(frozen=True)
+class Subject:
+    """What is planned: the network on meta, the data's largest volume, the devices."""
+
+    config: Config
+    network: nn.Module
+    classes: int
+    stride: Size
+    volume: Size
+    """The largest, padded to the stride."""
+    devices: Devices
+    hardware: Hardware
+
+
+def subject_of(config: Config, *, shape: Size | None = None, classes: int | None = None) -> Subject:
+    """Reads what a plan depends on.
 
     Args:
         shape: of the largest volume in voxels on the network's grid; None reads it from the dataset's headers.
         classes: number of classes with the background; None reads it from the dataset.
 
     Raises:
-        UserError: the data can't be read, or a stage does not fit the devices.
+        UserError: the data can't be read, or the configuration does not fit them.
     """
     devices = parse_devices(config.parallel.devices, planning=True)
     if shape is not None and min(shape) < 1:
@@ -40,4 +62,74 @@ def plan(config: Config, *, shape: tuple[int, int, int] | None = None, classes: 
     for index, stage in enumerate(config.curriculum):
         check_patch(stage, index=index, stride=stride, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
-    return make_plans(config, network, devices=devices, largest=(x, y, z))
+    hardware = hardware_for(
+        kind=devices.kind, name=config.parallel.hardware or devices.hardware, processes=devices.count
+    )
+    return Subject(config, network, classes, stride, (x, y, z), devices, hardware)
+
+
+def plan(subject: Subject, *, on_way: Callable[[], None] = lambda: None) -> tuple[Plan, ...]:
+    """One plan per curriculum stage.
+
+    Raises:
+        UserError: a stage does not fit the devices; the message says what would have to change.
+    """
+    return make_plans(
+        subject.config,
+        subject.network,
+        devices=subject.devices,
+        hardware=subject.hardware,
+        classes=subject.classes,
+        stride=subject.stride,
+        largest=subject.volume,
+        on_way=on_way,
+    )
+
+
+def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
+    """The largest patch of the last curriculum stage's batch that fits, and its plan.
+
+    Raises:
+        UserError: the memory of the devices is not known, or no patch fits.
+    """
+    if subject.devices.memory is None:
+        raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
+    subject.network.train()
+    problem = _last_problem(subject)
+    found = largest_patch(problem, stride=subject.stride, volume=subject.volume)
+    if found is None:
+        raise UserError(
+            f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
+            "device(s): use more devices, or a smaller network"
+        )
+    return found
+
+
+def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
+    """The fewest devices of so much memory each on which the last curriculum stage fits.
+
+    Raises:
+        UserError: `memory` is not an amount such as 16GiB, or no number of devices does.
+    """
+    size = parse_memory(memory, option="--fewest-devices")
+    subject.network.train()
+    found = fewest_devices(_last_problem(subject), memory=size)
+    if found is None:
+        raise UserError(
+            f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "
+            "devices with more memory, precision: bfloat16, or a smaller patch"
+        )
+    return found
+
+
+def _last_problem(subject: Subject) -> Problem:
+    last = len(subject.config.curriculum) - 1
+    return problem_of(
+        subject.config,
+        subject.network,
+        stage=last,
+        devices=subject.devices,
+        hardware=subject.hardware,
+        size=subject.config.curriculum[last].size or subject.volume,
+        classes=subject.classes,
+    )

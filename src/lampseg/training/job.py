@@ -1,8 +1,7 @@
-"""The job: configuration -> prepared cases, class weights and one plan per curriculum stage. No device is needed."""
+"""The job: configuration -> prepared cases, class weights, steps. No device is needed."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,7 @@ from lampseg.config import Config, StageConfig
 from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_stride
-from lampseg.parallel.devices import Devices
-from lampseg.partition import Plan, Training, make_plan
-from lampseg.training.batches import micro_batch_count
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
-from lampseg.training.loss import BYTES_PER_LOGIT
-from lampseg.training.smallest import enough_voxels
 
 
 @dataclass(frozen=True)
@@ -148,69 +142,6 @@ def check_patch(
         )
 
 
-def make_plans(
-    config: Config,
-    network: nn.Module,
-    *,
-    devices: Devices,
-    largest: tuple[int, int, int],
-    smallest: tuple[int, int, int] | None = None,
-) -> tuple[Plan, ...]:
-    """One plan per curriculum stage.
-
-    Args:
-        network: may be on meta.
-        largest: the largest padded training volume, in voxels: what `patch: whole` is planned for.
-        smallest: the padded training volume of fewest voxels: whether `patch: whole` is possible with it is tried.
-
-    Raises:
-        UserError: a stage cannot be run or does not fit; the message names it.
-    """
-    network.train()
-    plans = []
-    for index, stage in enumerate(config.curriculum):
-        count = micro_batch_count(stage, config)
-        samples = -(-stage.batch // count)
-        training = Training(
-            micro_batches=count,
-            schedule=config.parallel.schedule,
-            recompute=config.parallel.recompute,
-            optimizer_bytes_per_parameter_byte=optimizer_numbers(config),
-            loss_bytes_per_logit=BYTES_PER_LOGIT * (2 if config.precision == "float64" else 1),
-        )
-        with _named(stage, index, size=stage.size or largest):
-            plans.append(
-                make_plan(
-                    network,
-                    shape=(samples, 1, *(stage.size or largest)),
-                    stages=devices.count,
-                    training=training,
-                    precision=config.precision,
-                    device=devices.kind,
-                    memory=devices.memory,
-                    name=config.network.name,
-                )
-            )
-        if stage.whole and smallest is not None and smallest != largest:
-            with _named(stage, index, size=smallest):
-                make_plan(network, shape=(samples, 1, *smallest), precision=config.precision, device=devices.kind)
-    return tuple(plans)
-
-
-@contextmanager
-def _named(stage: StageConfig, index: int, *, size: tuple[int, int, int]) -> Iterator[None]:
-    """Puts the curriculum stage before the message of a fault."""
-    if stage.whole:
-        remedy = "leave such small cases out, or use a network with fewer levels (network.depth)"
-    else:
-        remedy = f"use a larger patch, for instance {[2 * edge for edge in size]}, or a smaller network.depth"
-    try:
-        with enough_voxels("its input", size, remedy=remedy):
-            yield
-    except UserError as error:
-        raise UserError(f"curriculum.{index} (patch {stage.patch}): {error}") from error
-
-
 def largest_volume(job: Job) -> tuple[int, int, int]:
     """Per axis the size of the largest training volume, padded to the network's stride."""
     x, y, z = (
@@ -224,9 +155,3 @@ def smallest_volume(job: Job) -> tuple[int, int, int]:
     sizes = ([-(-size // step) * step for size, step in zip(case.shape, job.stride)] for case in job.training)
     x, y, z = min(sizes, key=math.prod)
     return x, y, z
-
-
-def optimizer_numbers(config: Config) -> float:
-    """How many numbers RMSprop keeps for each parameter."""
-    options = config.optimizer.kwargs
-    return 1.0 + bool(options.get("momentum", 0)) + bool(options.get("centered", False))

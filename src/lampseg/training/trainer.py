@@ -17,7 +17,7 @@ from lampseg.parallel.randomness import mix
 from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
-from lampseg.training.batches import MicroBatch, cut, micro_batch_count
+from lampseg.training.batches import MicroBatch, cut
 from lampseg.training.checkpoint import (
     by_first_name,
     check_fits,
@@ -121,7 +121,7 @@ class Trainer:
         sampler = self.job.sampler(stage)
         draws = sampler.draws(within)
         # Volumes of one batch differ in shape; those of one micro-batch must not.
-        parts = cut(draws, micro_batch_count(settings, self.config))
+        parts = cut(draws, len(draws) if settings.whole else self.plans[stage].micro_batches)
         batches = [MicroBatch(sampler, part, self.dtype, self.world.device) for part in parts]
 
         def loss(m: int, output: Any) -> Tensor:
