@@ -42,10 +42,12 @@ class Plan:
     """Instead: the fewest devices of so much memory each (such as 16GiB) on which the last curriculum stage fits."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        from lampseg.commands.plan import plan, plan_fewest_devices, plan_largest_patch, subject_of
+        from lampseg.commands.plan import plan_fewest_devices, plan_largest_patch, subject_of
         from lampseg.config import load_config
+        from lampseg.partition import Plan as PlanValue
         from lampseg.partition import plans_to_json
         from lampseg.partition.show import show_plan
+        from lampseg.training.plans import make_plans
 
         if self.largest_patch and self.fewest_devices is not None:
             raise UserError("--largest-patch and --fewest-devices are two questions: ask one at a time")
@@ -53,6 +55,7 @@ class Plan:
         errors = Console(stderr=True)
         with errors.status("planning"):
             subject = subject_of(config, shape=self.shape, classes=self.classes)
+            plans: tuple[PlanValue, ...]
             if self.largest_patch:
                 size, made = plan_largest_patch(subject)
                 titles, plans = [f"the largest patch that fits: {list(size)}"], (made,)
@@ -60,7 +63,7 @@ class Plan:
                 made = plan_fewest_devices(subject, memory=self.fewest_devices)
                 titles, plans = [f"the fewest devices of {self.fewest_devices}: {made.choices.devices}"], (made,)
             else:
-                plans = plan(subject)
+                plans = make_plans(subject)
                 titles = [
                     f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}"
                     for number, stage in enumerate(config.curriculum, start=1)

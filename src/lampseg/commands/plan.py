@@ -1,37 +1,18 @@
 """`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-from torch import nn
 
 from lampseg.config import Config
 from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_stride
-from lampseg.parallel.devices import Devices, parse_devices, parse_memory
+from lampseg.parallel.devices import parse_devices, parse_memory
 from lampseg.partition import Plan
-from lampseg.partition.hardware import Hardware, hardware_for
-from lampseg.partition.problem import Problem
+from lampseg.partition.hardware import hardware_for
 from lampseg.partition.questions import fewest_devices, largest_patch
 from lampseg.training.job import check_patch
-from lampseg.training.plans import Size, make_plans, problem_of
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is planned: the network on meta, the data's largest volume, the devices."""
-
-    config: Config
-    network: nn.Module
-    classes: int
-    stride: Size
-    volume: Size
-    """The largest, padded to the stride."""
-    devices: Devices
-    hardware: Hardware
+from lampseg.training.plans import Size, Subject
 
 
 def subject_of(config: Config, *, shape: Size | None = None, classes: int | None = None) -> Subject:
@@ -68,24 +49,6 @@ def subject_of(config: Config, *, shape: Size | None = None, classes: int | None
     return Subject(config, network, classes, stride, (x, y, z), devices, hardware)
 
 
-def plan(subject: Subject, *, on_way: Callable[[], None] = lambda: None) -> tuple[Plan, ...]:
-    """One plan per curriculum stage.
-
-    Raises:
-        UserError: a stage does not fit the devices; the message says what would have to change.
-    """
-    return make_plans(
-        subject.config,
-        subject.network,
-        devices=subject.devices,
-        hardware=subject.hardware,
-        classes=subject.classes,
-        stride=subject.stride,
-        largest=subject.volume,
-        on_way=on_way,
-    )
-
-
 def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     """The largest patch of the last curriculum stage's batch that fits, and its plan.
 
@@ -94,9 +57,7 @@ def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     """
     if subject.devices.memory is None:
         raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
-    subject.network.train()
-    problem = _last_problem(subject)
-    found = largest_patch(problem, stride=subject.stride, volume=subject.volume)
+    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume)
     if found is None:
         raise UserError(
             f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
@@ -112,24 +73,10 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
         UserError: `memory` is not an amount such as 16GiB, or no number of devices does.
     """
     size = parse_memory(memory, option="--fewest-devices")
-    subject.network.train()
-    found = fewest_devices(_last_problem(subject), memory=size)
+    found = fewest_devices(subject.problem(-1), memory=size)
     if found is None:
         raise UserError(
             f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "
             "devices with more memory, precision: bfloat16, or a smaller patch"
         )
     return found
-
-
-def _last_problem(subject: Subject) -> Problem:
-    last = len(subject.config.curriculum) - 1
-    return problem_of(
-        subject.config,
-        subject.network,
-        stage=last,
-        devices=subject.devices,
-        hardware=subject.hardware,
-        size=subject.config.curriculum[last].size or subject.volume,
-        classes=subject.classes,
-    )

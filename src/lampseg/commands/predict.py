@@ -25,6 +25,7 @@ from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import World, membership
 from lampseg.partition import make_plan
+from lampseg.partition.hardware import hardware_for
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 from lampseg.training.validation import padded_shape
@@ -148,7 +149,7 @@ def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Con
         where = str(file) if options.window is None else "--window"
         remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
         with enough_voxels(where, shapes[file][2:], remedy=remedy):
-            make_plan(network, shape=shapes[file], stages=stages, precision=config.precision)
+            make_plan(network, shape=shapes[file], devices=stages, precision=config.precision, training=False)
 
 
 def _input_shape(file: Path, *, options: PredictOptions, config: Config, task: Task) -> tuple[int, ...]:
@@ -176,7 +177,14 @@ def load_model(
     plan: Any = None
     if world.first:
         shape = _input_shape(like, options=options, config=config, task=task)
-        plan = make_plan(network, shape=shape, stages=world.size, precision=config.precision, device=world.device.type)
+        plan = make_plan(
+            network,
+            shape=shape,
+            devices=world.size,
+            precision=config.precision,
+            hardware=hardware_for(kind=world.device.type, processes=world.size),
+            training=False,
+        )
     plan = world.broadcast(plan)
     del weights
     return ParallelModel(network, plan, world=world, training=False)

@@ -8,10 +8,12 @@ from torch import nn
 
 from lampseg.errors import UserError
 from lampseg.partition.costed import CostedNetwork, LossCostOf, cost_network
+from lampseg.partition.forecast import plan_of
 from lampseg.partition.hardware import Hardware
-from lampseg.partition.plan import DeviceLoad, Plan, Recompute
+from lampseg.partition.plan import Choices, DeviceLoad, Plan, Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.partition.search import Found, Options, counts_to_try, depends_on_micro_batches, search
+from lampseg.partition.units import format_bytes
 
 AUTO_MICRO_BATCHES = 8
 """Into how many micro-batches a mini-batch is cut at most, where it matters to the result."""
@@ -103,6 +105,28 @@ class Problem:
             memory = tuple(limit * min(0.99, estimated / over) for limit in memory)
         return Found(plan, fits=False)
 
+    def given(self, choices: Choices, *, digest: str) -> Plan:
+        """The plan of given choices.
+
+        Args:
+            digest: of the network that they were made for.
+
+        Raises:
+            UserError: they are for another network, contradict each other, cut where no stage may begin, or do not
+                fit the memory.
+        """
+        model = self.costed(choices.micro_batches)
+        if digest != model.graph.digest:
+            raise UserError(f"was made for another network than {self.name} (or another version of it): make it again")
+        plan = self._rehearsed(plan_of(model, choices))
+        for load in plan.devices:
+            if load.memory_bytes is not None and load.peak_bytes * self.margin > load.memory_bytes:
+                raise UserError(
+                    f"does not fit: device {load.index} needs {format_bytes(load.peak_bytes)}, it has "
+                    f"{format_bytes(load.memory_bytes)}"
+                )
+        return plan
+
     def _rehearsed(self, plan: Plan) -> Plan:
         loads = plan.devices
         if self.rehearse is not None:
@@ -136,4 +160,3 @@ class Problem:
                 f"{self.devices} devices: {self.name} can be cut into at most {count} stages for an input of size "
                 f"{list(self.size)}: ask for fewer devices"
             )
-

@@ -188,7 +188,8 @@ def _cut(model: CostedNetwork, way: Way, options: Options, memory: tuple[float, 
 
 def _cut_anyway(model: CostedNetwork, way: Way, options: Options, memory: tuple[float, ...]) -> Plan:
     """The plan of a way that needs least memory, although it does not fit."""
-    modes: tuple[Recompute, ...] = (options.recompute or "all",) * way.stages
+    again: Recompute = options.recompute or "all"
+    modes = (again,) * way.stages
     limit = way.devices if way.stages > way.devices else None
     choices = cut_for(
         model,
@@ -237,9 +238,9 @@ def _too_large(plan: Plan) -> Alternative:
 
 def _way_text(way: Way) -> str:
     cuts = tuple(range(1, way.stages))
-    return describe_choices(
-        Choices(way.devices, way.replicas, way.micro_batches, way.schedule, cuts, ("none",) * way.stages)
-    )
+    none: Recompute = "none"
+    choices = Choices(way.devices, way.replicas, way.micro_batches, way.schedule, cuts, (none,) * way.stages)
+    return describe_choices(choices)
 
 
 def _time_of(alternative: Alternative) -> float:

@@ -2,26 +2,24 @@
 
 Interleaved: the slowest of all stages sets the pace; its time is minimised over all cuts (the recursion of `solver`).
 
-V: the two stages of a device, one from each end, count together. Going from the outside in, device after device, it is
-best to leave as little as possible in the middle: for each end of the left stage, the earliest beginning of the right
-one such that both together take at most T. Whether a T can be kept follows from one sweep; the smallest is found by
-bisection. So the cut is exact up to the precision of T.
+V: the two stages of a device, one from each end, count together. Going from the outside in, device after device, a
+sweep finds which pairs (end of the left stages, beginning of the right ones) can be reached if no device may take
+longer than T; the smallest T for which the two meet is found by bisection: exact up to the precision of T.
 
 What does not fit the memory then runs its forward again (recompute), stage after stage of the fullest device, first
 where most bytes are saved for a second.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from lampseg.partition.cost import IntervalCosts, Regime
+from lampseg.partition.cost import IntervalCosts, Regime, Table
 from lampseg.partition.plan import Recompute
 from lampseg.partition.schedule import Schedule, device_of
 from lampseg.partition.solver import Cut, solve
 
-_PRECISION = 1e-6
+_PRECISION = 1e-5
 
 
 def solve_several(
@@ -44,7 +42,7 @@ def solve_several(
     if schedule == "v":
         positions = _fold(costs, devices)
     else:
-        open_regime = Regime(2, regime.held, ("none",) * stages, regime.optimizer_bytes_per_parameter_byte)
+        open_regime = Regime(2, regime.held, _none(stages), regime.optimizer_bytes_per_parameter_byte)
         cut = solve(costs, stages=stages, regime=open_regime)
         positions = None if cut is None else list(cut.positions)
     if positions is None:
@@ -54,7 +52,7 @@ def solve_several(
 
 def _fold(costs: IntervalCosts, devices: int) -> list[int] | None:
     """Cuts of the V: the slowest device is as fast as possible."""
-    prefix = np.concatenate([[0.0], np.cumsum(np.diff(costs.seconds(again=False)[0, :]))])
+    prefix = costs.seconds(again=False)[0, :]
     total = float(prefix[-1])
     low, high = total / devices * (1 - _PRECISION), total
     best = _folded(prefix, devices, high)
@@ -70,44 +68,35 @@ def _fold(costs: IntervalCosts, devices: int) -> list[int] | None:
     return best
 
 
-def _folded(prefix: np.ndarray, devices: int, bound: float) -> list[int] | None:
+def _folded(prefix: Table, devices: int, bound: float) -> list[int] | None:
     """Cuts such that no device takes longer than `bound`, or None; `prefix` sums the times of the positions."""
     count = len(prefix) - 1
+    bound *= 1 + 1e-12
     ends = np.arange(count + 1)
-    # right[a]: the left stages so far end at a; the earliest beginning of the right ones (count + 1: impossible).
-    right = np.full(count + 1, count + 1)
-    right[0] = count
-    came_from: list[np.ndarray] = []
-    for device in range(devices - 1):
-        middle = 2 * (devices - 1 - device)  # positions at least, for the devices to come
-        left_time = prefix[None, :] - prefix[:, None]  # [a, a']
-        last = np.where(right <= count, right, 0)
-        begin = np.searchsorted(prefix, prefix[last][:, None] - (bound - left_time) - 1e-12 * bound)
-        possible = (ends[None, :] > ends[:, None]) & (right <= count)[:, None] & (left_time <= bound)
-        begin = np.where(possible & (begin < last[:, None]), begin, count + 1)
-        begin = np.maximum(begin, ends[None, :] + middle)
-        begin = np.where(begin < last[:, None], begin, count + 1)
-        came_from.append(np.argmin(begin, axis=0))
-        right = np.min(begin, axis=0)
-    inside = np.where(right <= count, right, 0)
-    fits = (right <= count) & (inside - ends >= 2) & (prefix[inside] - prefix[ends] <= bound * (1 + 1e-12))
+    # reached[a, b]: the devices so far can hold exactly the positions before a and from b on.
+    reached = np.zeros((count + 1, count + 1), dtype=bool)
+    reached[0, count] = True
+    came_from = []
+    for _ in range(devices - 1):
+        # For a left stage that ends at a' and a right one that ends at b, the left one had best begin late.
+        begun = np.maximum.accumulate(np.where(reached, ends[:, None], -1), axis=0)
+        begun = np.vstack([np.full((1, count + 1), -1), begun[:-1]])  # [a', b]: before a'
+        load = np.where(begun >= 0, prefix[:, None] - prefix[begun] + prefix[None, :], np.inf)
+        least = np.full((count + 1, count + 1), np.inf)  # [a', b']: the least over b > b'
+        least[:, :-1] = np.minimum.accumulate(load[:, :0:-1], axis=1)[:, ::-1]
+        came_from.append((begun, load))
+        reached = (least <= bound + prefix[None, :]) & (ends[:, None] < ends[None, :])
+    fits = reached & (ends[None, :] - ends[:, None] >= 2) & (prefix[None, :] - prefix[:, None] <= bound)
     if not fits.any():
         return None
-    a = int(np.argmax(fits))
-    b = int(right[a])
+    a, b = (int(index) for index in np.unravel_index(np.argmax(fits), fits.shape))
     halfway = a + 1 + int(np.argmin(np.abs(prefix[a + 1 : b] - (prefix[a] + prefix[b]) / 2)))
-    lefts = [a]
-    for choice in reversed(came_from):
-        a = int(choice[a])
-        lefts.append(a)
-    # The beginnings on the right, again from the outside in along the chosen lefts.
-    lefts = lefts[::-1]
-    rights = [count]
-    for device, (before, after) in enumerate(itertools.pairwise(lefts)):
-        room = bound - (prefix[after] - prefix[before])
-        begin = int(np.searchsorted(prefix, prefix[rights[-1]] - room - 1e-12 * bound))
-        rights.append(max(begin, after + 2 * (devices - 1 - device)))
-    return [*lefts[1:], halfway, *reversed(rights[1:])]
+    cuts = [halfway]
+    for begun, load in reversed(came_from):
+        cuts += [a, b]
+        b += 1 + int(np.argmin(load[a, b + 1 :]))
+        a = int(begun[a, b])
+    return sorted(cuts)
 
 
 def _made_to_fit(
@@ -121,7 +110,7 @@ def _made_to_fit(
 ) -> Cut | None:
     stages = len(positions) + 1
     spans = list(zip((0, *positions), (*positions, costs.count)))
-    modes: list[Recompute] = list(regime.recompute or ("none",) * stages)
+    modes: list[Recompute] = list(regime.recompute or _none(stages))
     if memory is None:
         return Cut(tuple(positions), tuple(modes))
     places = [device_of(schedule, stage, stages=stages, devices=devices) for stage in range(stages)]
@@ -159,3 +148,8 @@ def device_peak(
         total += peak - walk + kept
         most = max(most, walk - kept)
     return total + most
+
+
+def _none(stages: int) -> tuple[Recompute, ...]:
+    none: Recompute = "none"
+    return (none,) * stages

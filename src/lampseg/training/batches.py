@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lampseg.data import Draw, Sampler
 
+
 def cut(draws: Sequence[Draw], count: int) -> tuple[tuple[Draw, ...], ...]:
     """Cuts a mini-batch into `count` micro-batches whose sizes differ by one at most."""
     edges = np.linspace(0, len(draws), count + 1).round().astype(int)

@@ -17,11 +17,11 @@ from lampseg.parallel.pipeline.stage_mode import StageMode
 from lampseg.parallel.pipeline.transport import Transport
 from lampseg.parallel.randomness import mix
 from lampseg.parallel.world import World
+from lampseg.partition.costed import record_for
 from lampseg.partition.custom_functions import visible_functions
 from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement, transfer
 from lampseg.partition.plan import Recompute
-from lampseg.partition.planner import record_for
 from lampseg.partition.schedule import Schedule
 
 Shape = tuple[int, ...]

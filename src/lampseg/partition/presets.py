@@ -1,0 +1,3 @@
+from lampseg.partition.hardware import Hardware
+
+PRESETS: dict[str, Hardware] = {}
