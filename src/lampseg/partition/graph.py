@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lampseg.partition.kernel import Kernel
+
 ValueId = tuple[int, int]
 """(operation number, output number); operation -1 is the network's input."""
 
@@ -78,9 +80,18 @@ class Operation:
     """It returns no tensor and changes none (a shape query): any rank may replay the recorded result."""
     flops: float = 0.0
     backward_flops: float = 0.0
+    """Of the recorded backward; an estimate from the forward where none was recorded."""
     bytes_moved: int = 0
     effect: bool = False
     """A plain one without tensor arguments: it acts on the process (gradients on or off), so every rank runs it."""
+    kernels: tuple[Kernel, ...] = ()
+    """That its forward runs, in order."""
+    backward_kernels: tuple[Kernel, ...] = ()
+    """That its backward runs, in order; recorded on request (`lampseg.partition.backward` says whose is which)."""
+    forward_extra: int = 0
+    backward_extra: int = 0
+    """Bytes alive at the peak of its forward or backward, beside what autograd saved and beside parameters, buffers
+    and accumulated gradients; recorded on request (`lampseg.partition.backward` has the definition)."""
 
 
 @dataclass(frozen=True)

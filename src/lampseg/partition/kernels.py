@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from lampseg.partition.kernel import Kernel
+from lampseg.partition.kernel_kinds import kernel_of
+
+_DEVICE = torch.ops.prim.device.default
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what the kernels under one operation compute (FLOPs) and move (bytes).
+    """Lists the kernels that run under one operation: what they compute (FLOPs) and move (bytes).
 
     `on_kernel` is told of every kernel and the tensors it reads, before it runs.
     """
@@ -19,8 +23,7 @@ class Kernels(TorchDispatchMode):
     def __init__(self, on_kernel: Callable[[str, list[Tensor]], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_kernel = on_kernel
-        self.flops = 0.0
-        self.bytes = 0
+        self.ran: list[Kernel] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,14 +31,29 @@ class Kernels(TorchDispatchMode):
         kwargs = kwargs or {}
         # Fake tensors are Python code: what it calls are no operations of the network.
         with torch._C.DisableTorchFunction():
-            self.on_kernel(str(func), tensors_in((args, kwargs)))
+            if func is _DEVICE:  # every kernel asks a fake tensor for it, several times
+                return func(*args, **kwargs)
+            given = tensors_of(args, kwargs)
+            self.on_kernel(str(func), given)
             out = func(*args, **kwargs)
-            packet = func._overloadpacket
-            if packet in flop_registry:
-                self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-            if not func.is_view and tensors_in(out):  # a query of the device or of sizes moves nothing
-                self.bytes += sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, out)))
+            made = tensors_of((out,), {})
+            if made and not func.is_view:  # a query of sizes moves nothing
+                self.ran.append(
+                    kernel_of(func._overloadpacket, args, kwargs, out, tensors=[*given, *made], backward=False)
+                )
         return out
+
+
+def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors of an ATen operator's arguments or results, which are nested at most in lists."""
+    found: list[Tensor] = []
+    for values in (args, kwargs.values()) if kwargs else (args,):
+        for value in values:
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, list | tuple):
+                found.extend(leaf for leaf in value if isinstance(leaf, Tensor))
+    return found
 
 
 def tensors_in(tree: Any) -> list[Tensor]:

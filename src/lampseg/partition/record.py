@@ -6,14 +6,16 @@ Nothing is allocated and no device is needed; the network is not changed, and ne
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lampseg.errors import UserError
+from lampseg.partition.backward import SecondPass, emptied_gradients, run_backward
 from lampseg.partition.custom_functions import visible_functions
 from lampseg.partition.graph import Graph
 from lampseg.partition.recorder import Recorder, Refused
@@ -27,6 +29,7 @@ def record(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     gradients: bool = True,
+    backward: bool = False,
 ) -> Graph:
     """Records the forward pass of `network` (in its present train or eval mode) on one input.
 
@@ -38,6 +41,8 @@ def record(
             values and what autograd keeps are the same.
         autocast: the dtype of mixed precision, None without.
         gradients: whether autograd is on.
+        backward: records the backward of every operation as well, and the memory alive in its forward and backward
+            (`lampseg.partition.backward` has the definitions), in about three times the time.
 
     Raises:
         UserError: the network does something that depends on the data, or that can't be split; the message
@@ -48,15 +53,18 @@ def record(
         device = torch.device("cpu")  # autograd would abort the process
     try:
         with _restored(network) as kept:
-            graph = _record_once(network, shape, dtype=dtype, device=device, autocast=autocast, gradients=gradients)
+            how = _How(shape, dtype, device, autocast, gradients)
+            graph, recorder = _record_once(network, how)
             # A tensor that the network keeps is harmless if the next pass overwrites it, as DynUNet's heads are.
             if names := kept():
-                again = _record_once(network, shape, dtype=dtype, device=device, autocast=autocast, gradients=gradients)
+                again, _ = _record_once(network, how)
                 if again.digest != graph.digest:
                     raise Refused(
                         f"its forward pass keeps `{names[0]}` for later passes: compute it anew in every pass, or "
                         "register it as a buffer and update it in place"
                     )
+            if backward:
+                graph = _record_backward(network, how, graph, recorder)
         return graph
     except Refused as error:
         raise UserError(f"{type(network).__name__} can't be split: {error}{_network_line(error)}") from error
@@ -72,33 +80,58 @@ def record(
         ) from error
 
 
-def _record_once(
-    network: nn.Module,
-    shape: tuple[int, ...],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    gradients: bool,
-) -> Graph:
+@dataclass(frozen=True)
+class _How:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    autocast: torch.dtype | None
+    gradients: bool
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with (
+            torch.set_grad_enabled(self.gradients),
+            torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None),
+            visible_functions(),
+        ):
+            yield
+
+    def input(self) -> Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+
+def _record_once(network: nn.Module, how: _How) -> tuple[Graph, Recorder]:
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(network, fake_mode=fake_mode, device=device)
+    recorder = Recorder(network, fake_mode=fake_mode, device=how.device)
     with fake_mode:
-        x = torch.empty(shape, dtype=dtype, device=device)
+        x = how.input()
     recorder.begin(x)
     with (
-        torch.set_grad_enabled(gradients),
+        how(),
         recorder.saved_tensors(),
         _module_names(network, recorder.modules),
-        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-        visible_functions(),
         fake_mode,
         recorder.kernels,
         recorder,
     ):
         output = network(x)
     leaves, spec = tree_flatten(output)
-    return recorder.finish(leaves, spec)
+    return recorder.finish(leaves, spec), recorder
+
+
+def _record_backward(network: nn.Module, how: _How, graph: Graph, recorder: Recorder) -> Graph:
+    second = SecondPass(graph, recorder)
+    with recorder.fake_mode:
+        x = how.input()
+        second.live.add(x)
+        with how(), second.forward_kernels, second.forward_mode:
+            outputs = tree_leaves(network(x))
+        second.forward_done()
+        del x
+        with second.backward_kernels, emptied_gradients(recorder.parameters):
+            run_backward(outputs)
+    return second.finish()
 
 
 def _network_line(error: BaseException) -> str:

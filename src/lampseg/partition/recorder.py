@@ -115,7 +115,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs))
         inputs = tensors_in((args, kwargs))
         versions = [t._version for t in inputs]
-        self.kernels.flops, self.kernels.bytes = 0.0, 0
+        self.kernels.ran = []
         self._running = name
         out = func(*args, **kwargs)
         self._running = ""
@@ -139,6 +139,8 @@ class Recorder(TorchFunctionMode):
                 continue
             slots.append(_Slot(len(outputs)))
             outputs.append(self._output(leaf, inputs, (index, len(outputs)), written, storages))
+        kernels = tuple(self.kernels.ran)
+        flops = sum((kernel.flops for kernel in kernels), 0.0)
         self.operations.append(
             Operation(
                 index=index,
@@ -149,10 +151,11 @@ class Recorder(TorchFunctionMode):
                 outputs=tuple(outputs),
                 result=out if plain else tree_unflatten(slots, spec),
                 plain=plain,
-                flops=float(self.kernels.flops),
-                backward_flops=float(self.kernels.flops) * min(differentiable, 2),
-                bytes_moved=self.kernels.bytes,
+                flops=flops,
+                backward_flops=flops * min(differentiable, 2),
+                bytes_moved=sum(kernel.nbytes for kernel in kernels),
                 effect=plain and not inputs,
+                kernels=kernels,
             )
         )
         return out
@@ -215,6 +218,22 @@ class Recorder(TorchFunctionMode):
         for value_id, alias in aliases:
             self.ready[value_id] = index
             self.values[value_id] = dataclasses.replace(self.values[value_id], requires_grad=alias.requires_grad)
+
+    def twin(self, tensor: Tensor) -> Tensor:
+        """What stands for a tensor in another pass over the network."""
+        known = self._twins.get(id(tensor))
+        if known is None and getattr(tensor, "fake_mode", None) is not self.fake_mode:
+            known = self._fake(tensor)
+        return tensor if known is None else known
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The fake twins of the trainable parameters."""
+        return [t for t in self._twins.values() if t.requires_grad and t.is_leaf]
+
+    def is_state(self, tensor: Tensor) -> bool:
+        """Whether its memory is that of a parameter or buffer."""
+        return storage_of(tensor) in self._state_storages
 
     def _fake(self, tensor: Tensor) -> Tensor:
         """A fake twin of a parameter, buffer or constant, on the device where the network would run."""
