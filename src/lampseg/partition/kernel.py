@@ -26,3 +26,5 @@ class Kernel:
     taps: int = 1
     """Positions of a convolution's kernel, such as 27."""
     backward: bool = False
+    fallback: bool = False
+    """A convolution that PyTorch runs on a CPU by its slow path (`fallback.falls_back`)."""
