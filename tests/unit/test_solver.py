@@ -33,6 +33,7 @@ class Tables(IntervalCosts):
         self.walk = self.saved + draw.integers(0, 40, shape)
         self.state = draw.integers(0, 20, shape).astype(float)
         self.trainable = self.state / 2
+        self.workspace = draw.integers(0, 10, shape).astype(float)
 
 
 class Split:

@@ -16,7 +16,8 @@ from lampseg.data import read_dataset
 from lampseg.errors import UserError
 from lampseg.evaluation import write_report
 from lampseg.evaluation.tables import write_text
-from lampseg.parallel.devices import Devices, parse_devices, threads_per_process
+from lampseg.machine import threads_per_process
+from lampseg.parallel.devices import Devices, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json

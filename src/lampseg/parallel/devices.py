@@ -1,6 +1,5 @@
 """`--devices`: how many processes, of which kind, with how much memory each."""
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -108,9 +107,3 @@ def _bytes(text: str) -> float | None:
 
 def _gpu_memory(index: int) -> float:
     return float(torch.cuda.get_device_properties(index).total_memory)
-
-
-def threads_per_process(processes: int) -> int:
-    """Cores of this machine that one of several processes may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lampseg.partition.graph import Graph
 from lampseg.partition.kernel import Kernel
@@ -141,7 +141,7 @@ def run_backward(outputs: list[Tensor]) -> None:
     outputs.clear()
     if not differentiable:
         return
-    root = _Loss.apply(*differentiable)  # type: ignore[no-untyped-call]
+    root = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
     differentiable.clear()
     with torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
         torch.autograd.backward([root], [torch.empty_like(root)])
@@ -162,8 +162,15 @@ def emptied_gradients(parameters: list[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-class _Loss(torch.autograd.Function):
+class EmptyLoss(torch.autograd.Function):
     """A loss of no size: any tensors to one empty tensor."""
+
+    @staticmethod
+    def of(output: Any) -> Tensor:
+        """Of a network's output."""
+        differentiable = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        loss: Tensor = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
+        return loss
 
     @staticmethod
     def forward(ctx: Any, *outputs: Tensor) -> Tensor:

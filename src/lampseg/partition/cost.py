@@ -6,22 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lampseg.partition.graph import INPUT, Graph, Operation
+from lampseg.partition.graph import INPUT, Graph
 from lampseg.partition.kernel import Kernel
 from lampseg.partition.plan import Recompute
+from lampseg.partition.tally import Tally
 
 Table = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LossCost:
-    """What the loss of one micro-batch adds to the stage that yields the output."""
-
-    forward_seconds: float = 0.0
-    backward_seconds: float = 0.0
-    saved_bytes: int = 0
-    extra_bytes: int = 0
-    """At most alive beside what is saved."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +24,9 @@ class Rates:
     """Bytes that its library allocates beside its tensors."""
     transfer: Callable[[float], float]
     """One message of so many bytes between two devices."""
+
+    def kernels(self, kernels: Iterable[Kernel]) -> float:
+        return sum(map(self.kernel, kernels))
 
 
 @dataclass(frozen=True)
@@ -63,25 +56,25 @@ class IntervalCosts:
         state_bytes: dict[str, int],
         trainable: frozenset[str],
         rates: Rates,
-        loss: LossCost | None = None,
+        loss: Tally | None = None,
     ) -> None:
-        loss = loss or LossCost()
+        loss = loss or Tally((), (), 0, 0)
         self.graph = graph
         self.starts = (0, *graph.cut_positions)
         self.count = len(self.starts)
         self._segment = np.searchsorted(self.starts, np.arange(len(graph.operations)), side="right") - 1
-        forward, backward, flops, self.extra = (np.zeros(self.count) for _ in range(4))
+        forward, backward, flops, extra, workspace = (np.zeros(self.count) for _ in range(5))
         for op in graph.operations:
             at = self._segment[op.index]
-            forward[at] += sum(rates.kernel(kernel) for kernel in op.kernels)
-            backward[at] += sum(rates.kernel(kernel) for kernel in op.backward_kernels)
+            forward[at] += rates.kernels(op.kernels)
+            backward[at] += rates.kernels(op.backward_kernels)
             flops[at] += op.flops + op.backward_flops
-            self.extra[at] = max(self.extra[at], _extra(op, rates))
-        forward[-1] += loss.forward_seconds
-        backward[-1] += loss.backward_seconds
-        self.extra[-1] = max(self.extra[-1], loss.extra_bytes)
+            extra[at] = max(extra[at], op.forward_extra, op.backward_extra)
+            workspace[at] = max(workspace[at], *map(rates.workspace, (*op.kernels, *op.backward_kernels)), 0.0)
+        forward[-1] += rates.kernels(loss.forward)
+        backward[-1] += rates.kernels(loss.backward)
+        extra[-1] = max(extra[-1], loss.extra_bytes)
         self.forward, self.backward, self.flops = (self._sums(part) for part in (forward, backward, flops))
-        self._prefix = np.concatenate([[0.0], np.cumsum(forward + backward)])
         last = len(graph.operations) - 1
         self.saved = self._union(
             [*((storage.nbytes, storage.savers, None) for storage in graph.saved), (loss.saved_bytes, [last], None)]
@@ -109,8 +102,11 @@ class IntervalCosts:
         """Seconds of the messages that a stage receives, if all come from other devices."""
         self.walk = np.zeros((self.count, self.count + 1))
         """Activations at most alive while one micro-batch goes through the stage, forward and backward."""
+        self.workspace = np.zeros((self.count, self.count + 1))
+        """Bytes that libraries allocate beside the tensors, at most."""
         for i in range(self.count):
-            self.walk[i, i + 1 :] = np.maximum.accumulate(self.saved[i, i + 1 :] + self.extra[i:])
+            self.walk[i, i + 1 :] = np.maximum.accumulate(self.saved[i, i + 1 :] + extra[i:])
+            self.workspace[i, i + 1 :] = np.maximum.accumulate(workspace[i:])
 
     def _sums(self, per_segment: Table) -> Table:
         total = np.concatenate([[0.0], np.cumsum(per_segment)])
@@ -131,17 +127,24 @@ class IntervalCosts:
         """Forward and backward of one micro-batch; `again`: with a second forward (recompute)."""
         return np.asarray(self.forward * (2 if again else 1) + self.backward)
 
+    def state_bytes(self, regime: Regime) -> Table:
+        """Parameters, buffers, gradients and optimizer state of a stage."""
+        return np.asarray(self.state + self.trainable * (1 + regime.optimizer_bytes_per_parameter_byte))
+
+    def kept_bytes(self, *, held: int, again: bool) -> Table:
+        """What a stage keeps of the micro-batches in flight while it does not run."""
+        return np.asarray(held * (self.received if again else self.saved))
+
+    def active_bytes(self, *, held: int, again: bool) -> Table:
+        """What a stage has at most, beside its state, while it runs: one micro-batch walks through it."""
+        kept = self.kept_bytes(held=held if again else held - 1, again=again)
+        return np.asarray(kept + self.walk + self.received)
+
     def peak_bytes(self, regime: Regime, *, held: int, again: bool) -> Table:
-        """Peak memory of a stage that holds so many micro-batches: the formula of docs/concepts/planning.md."""
-        state = self.state + self.trainable * (1 + regime.optimizer_bytes_per_parameter_byte)
-        kept = held * self.received if again else (held - 1) * self.saved
-        return np.asarray(state + kept + self.walk + self.received)
+        """Peak memory of a stage that has a device to itself: the formula of docs/concepts/planning.md."""
+        active = self.active_bytes(held=held, again=again)
+        return np.asarray(self.state_bytes(regime) + active + self.workspace)
 
     def position(self, operation: int) -> int:
         """The position from which a stage that begins at an operation is costed (hand-made cuts lie between two)."""
         return int(np.searchsorted(self.starts, operation, side="right")) - 1
-
-
-def _extra(op: Operation, rates: Rates) -> float:
-    workspace = max((rates.workspace(kernel) for kernel in (*op.kernels, *op.backward_kernels)), default=0.0)
-    return max(op.forward_extra, op.backward_extra) + workspace

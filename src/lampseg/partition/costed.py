@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
 
-from lampseg.partition.cost import IntervalCosts, LossCost, Rates, Regime
+from lampseg.partition.cost import IntervalCosts, Rates, Regime
 from lampseg.partition.graph import Graph
 from lampseg.partition.hardware import Hardware, hardware_for
 from lampseg.partition.plan import Recompute
 from lampseg.partition.record import record
+from lampseg.partition.tally import Tally, tally
 
-LossCostOf = Callable[[Graph], LossCost]
-"""What the loss of a micro-batch costs, given the graph with the network's outputs."""
+MicroBatchLoss = Callable[[Any, tuple[int, ...]], Tensor]
+"""The loss of one micro-batch from the network's output and the shape of its input, with labels of any content."""
 
 
 def record_for(
@@ -62,7 +65,7 @@ def cost_network(
     hardware: Hardware | None = None,
     training: bool = True,
     optimizer: float = 1.0,
-    loss: LossCostOf | None = None,
+    loss: MicroBatchLoss | None = None,
     name: str | None = None,
 ) -> CostedNetwork:
     """Records `network` (in its present mode) and costs it; nothing is run or allocated.
@@ -84,7 +87,13 @@ def cost_network(
     graph = record_for(
         network, shape=shape, precision=precision, device=hardware.kind, gradients=training, backward=training
     )
-    costs = costs_of(graph, network, hardware=hardware, precision=precision, loss=loss(graph) if loss else None)
+    costs = costs_of(
+        graph,
+        network,
+        hardware=hardware,
+        precision=precision,
+        loss=_loss_tally(loss, graph) if loss and training else None,
+    )
     return CostedNetwork(name or type(network).__name__, network, graph, costs, precision, hardware, optimizer)
 
 
@@ -94,7 +103,7 @@ def costs_of(
     *,
     hardware: Hardware,
     precision: str = "float32",
-    loss: LossCost | None = None,
+    loss: Tally | None = None,
 ) -> IntervalCosts:
     """The cost of every possible stage."""
     parameters = dict(network.named_parameters())
@@ -106,3 +115,15 @@ def costs_of(
     )
     trainable = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
     return IntervalCosts(graph, state_bytes=state, trainable=trainable, rates=rates, loss=loss)
+
+
+def _loss_tally(loss: MicroBatchLoss, graph: Graph) -> Tally:
+    values = [graph.values[value] for value in graph.outputs]
+
+    def make() -> list[Tensor]:
+        return [torch.empty(value.shape, dtype=value.dtype).requires_grad_() for value in values]
+
+    def run(outputs: list[Tensor]) -> Tensor:
+        return loss(tree_unflatten(outputs, graph.output_spec), graph.input.shape)
+
+    return tally(make, run)

@@ -137,14 +137,17 @@ def _loads(
             "activation_bytes": sum(stage.activation_bytes * stage.in_flight for stage in mine),
             "boundary_bytes": sum(stage.receive_bytes for stage in mine),
         }
-        reserve = int(model.hardware.reserve_bytes)
+        temporary = max(0, int(peak) - sum(parts.values()))
+        peak = sum(parts.values()) + temporary
+        library = max(float(model.costs.workspace[spans[stage.index]]) for stage in mine) + model.hardware.reserve_bytes
         loads.append(
             DeviceLoad(
                 index=device,
                 memory_bytes=None if memory is None else memory[device],
                 **parts,
-                workspace_bytes=max(0, int(peak) - sum(parts.values())) + reserve,
-                peak_bytes=int(peak) + reserve,
+                temporary_bytes=temporary,
+                library_bytes=int(library),
+                peak_bytes=peak + int(library),
                 busy_seconds=choices.share * sum(stage.forward_seconds + stage.backward_seconds for stage in mine),
             )
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from lampseg.parallel.devices import threads_per_process
+from lampseg.machine import threads_per_process
 from lampseg.partition.kernel import Kernel
 from lampseg.partition.rates import Rates
 from lampseg.partition.workspace import workspace_bytes

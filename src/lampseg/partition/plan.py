@@ -122,10 +122,18 @@ class DeviceLoad:
     """Of all micro-batches in flight."""
     boundary_bytes: int
     """Buffers of values and gradients that arrive or leave."""
-    workspace_bytes: int
-    """What operations need beside their activations, and the libraries beside the tensors."""
+    temporary_bytes: int
+    """Results, gradients under way, what recompute runs again: at most alive beside the activations."""
+    library_bytes: int
+    """What libraries take beside the tensors: convolution workspaces, the CUDA context."""
     peak_bytes: int
+    """All of it."""
     busy_seconds: float
+
+    @property
+    def tensor_bytes(self) -> int:
+        """The peak of the tensors alone: what PyTorch counts as allocated."""
+        return self.peak_bytes - self.library_bytes
 
     def parts(self) -> dict[str, int]:
         """The peak's parts in bytes, by name."""
@@ -135,7 +143,8 @@ class DeviceLoad:
             "optimizer": self.optimizer_bytes,
             "activations": self.activation_bytes,
             "boundary": self.boundary_bytes,
-            "workspace": self.workspace_bytes,
+            "temporary": self.temporary_bytes,
+            "libraries": self.library_bytes,
         }
 
 

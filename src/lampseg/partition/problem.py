@@ -7,7 +7,7 @@ from typing import Literal
 from torch import nn
 
 from lampseg.errors import UserError
-from lampseg.partition.costed import CostedNetwork, LossCostOf, cost_network
+from lampseg.partition.costed import CostedNetwork, MicroBatchLoss, cost_network
 from lampseg.partition.forecast import plan_of
 from lampseg.partition.hardware import Hardware
 from lampseg.partition.plan import Choices, DeviceLoad, Plan, Recompute
@@ -19,7 +19,7 @@ AUTO_MICRO_BATCHES = 8
 """Into how many micro-batches a mini-batch is cut at most, where it matters to the result."""
 MOST_ROUNDS = 5
 
-Rehearse = Callable[[CostedNetwork, Plan], tuple[DeviceLoad, ...]]
+Rehearse = Callable[[CostedNetwork, Plan, MicroBatchLoss | None], tuple[DeviceLoad, ...]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Problem:
     recompute: Recompute | None = None
     optimizer: float = 1.0
     """Bytes that the optimizer keeps for each byte of a trainable parameter."""
-    loss: LossCostOf | None = None
+    loss: MicroBatchLoss | None = None
     rehearse: Rehearse | None = None
     """Runs a plan on fake tensors and gives the exact bytes of each device; None: the estimate is taken."""
     margin: float = 1.0
@@ -130,7 +130,7 @@ class Problem:
     def _rehearsed(self, plan: Plan) -> Plan:
         loads = plan.devices
         if self.rehearse is not None:
-            loads = self.rehearse(self.costed(plan.micro_batches), plan)
+            loads = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
         limits: Sequence[float] | None = self.memory
         each = plan.choices.devices
         return replace(

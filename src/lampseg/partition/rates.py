@@ -91,7 +91,11 @@ class Rates:
             return name
         kind, path, direction = name.split("/")
         other = "direct" if path == "fallback" else "fallback"
-        relatives = (f"{kind}/{other}/{direction}", f"convolution/direct/{direction}", f"convolution/{other}/{direction}")
+        relatives = (
+            f"{kind}/{other}/{direction}",
+            f"convolution/direct/{direction}",
+            f"convolution/{other}/{direction}",
+        )
         return next(relative for relative in relatives if relative in self.dense)
 
 

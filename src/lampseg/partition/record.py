@@ -52,7 +52,7 @@ def record(
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")  # autograd would abort the process
     try:
-        with _restored(network) as kept:
+        with restored(network) as kept:
             how = _How(shape, dtype, device, autocast, gradients)
             graph, recorder = _record_once(network, how)
             # A tensor that the network keeps is harmless if the next pass overwrites it, as DynUNet's heads are.
@@ -165,7 +165,7 @@ def _module_names(network: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(network: nn.Module) -> Iterator[Callable[[], list[str]]]:
+def restored(network: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Puts every attribute of every module back as it was.
 
     Yields a function that names the attributes in which modules keep tensors of a recorded pass.

@@ -121,7 +121,8 @@ def _made_to_fit(
 
     for device in range(devices):
         mine = [stage for stage in range(stages) if places[stage] == device]
-        while device_peak(costs, spans, modes, mine, regime) > memory[device]:
+        workspace = max(float(costs.workspace[spans[stage]]) for stage in mine)
+        while device_peak(costs, spans, modes, mine, regime) + workspace > memory[device]:
             left = [stage for stage in mine if modes[stage] == "none" and needs(stage, "all") < needs(stage, "none")]
             if regime.recompute is not None or not left:
                 return None
@@ -137,17 +138,14 @@ def device_peak(
     mine: Sequence[int],
     regime: Regime,
 ) -> float:
-    """Peak bytes of a device with the stages `mine`: what all keep, and the walk through the one that needs most."""
-    total, most = 0.0, 0.0
+    """Peak bytes of the tensors of a device with the stages `mine`: one runs, the others keep what is in flight."""
+    state, kept, active = 0.0, {}, {}
     for stage in mine:
-        span, again = spans[stage], modes[stage] != "none"
-        peak = float(costs.peak_bytes(regime, held=regime.held[stage], again=again)[span])
-        walk = float(costs.walk[span] + costs.received[span])
-        kept = 0.0 if again else float(costs.saved[span])
-        # While another stage runs, this one holds all its micro-batches, but nothing beside.
-        total += peak - walk + kept
-        most = max(most, walk - kept)
-    return total + most
+        held, again, span = regime.held[stage], modes[stage] != "none", spans[stage]
+        state += float(costs.state_bytes(regime)[span])
+        kept[stage] = float(costs.kept_bytes(held=held, again=again)[span])
+        active[stage] = float(costs.active_bytes(held=held, again=again)[span])
+    return state + max(active[stage] - kept[stage] for stage in mine) + sum(kept.values())
 
 
 def _none(stages: int) -> tuple[Recompute, ...]:

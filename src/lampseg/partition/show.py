@@ -31,7 +31,7 @@ def plan_table(plan: Plan) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("device", justify="right")
     table.add_column("runs", overflow="fold")
-    for name in ("weights", "peak", "of which activations", "boundary", "workspace", "busy"):
+    for name in ("weights", "peak", "activations", "boundary", "other", "busy"):
         table.add_column(name, justify="right", no_wrap=True)
     for load in plan.devices:
         mine = [stage for stage in plan.stages if stage.device == load.index]
@@ -46,7 +46,7 @@ def plan_table(plan: Plan) -> Table:
             peak,
             kept,
             format_bytes(load.boundary_bytes),
-            format_bytes(load.workspace_bytes),
+            format_bytes(load.temporary_bytes + load.library_bytes),
             f"{load.busy_seconds / max(plan.step_seconds, 1e-30):.0%}",
         )
     return table

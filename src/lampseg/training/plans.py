@@ -15,7 +15,7 @@ from lampseg.partition.costed import record_for
 from lampseg.partition.hardware import Hardware
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
-from lampseg.training.loss_cost import loss_cost
+from lampseg.training.planned_loss import planned_loss
 from lampseg.training.smallest import enough_voxels
 
 Size = tuple[int, int, int]
@@ -60,7 +60,7 @@ class Subject:
             schedule=None if parallel.schedule == "auto" else parallel.schedule,
             recompute=None if parallel.recompute == "auto" else parallel.recompute,
             optimizer=optimizer_numbers(config),
-            loss=loss_cost(config.loss, classes=self.classes, hardware=self.hardware, precision=config.precision),
+            loss=planned_loss(config.loss, classes=self.classes),
             rehearse=rehearse,
         )
 
