@@ -152,6 +152,26 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Calibrate:
+    """Measure this machine once, in about a minute, so that plans know its speed; see docs/how-to/calibrate.md."""
+
+    devices: Annotated[str | None, tyro.conf.arg(metavar="N")] = None
+    """How many processes measure at the same time, as in train."""
+    precision: tuple[Literal["float32", "bfloat16", "float64"], ...] = ()
+    """What to measure beside float32; without it, on CUDA, bfloat16."""
+    out: Path | None = None
+    """File; without it LAMPSEG_HARDWARE, or lampseg/hardware.json in the cache folder, where plans look for it."""
+    quick: bool = False
+    """A few tiny sizes, to see that it works; the figures are not to be trusted."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.calibrate import calibrate
+
+        _no_overrides(overrides)
+        calibrate(devices=self.devices, precisions=self.precision, out=self.out, quick=self.quick)
+
+
+@dataclass(frozen=True)
 class DemoData:
     """Write the phantom: head-and-neck-like CT volumes with nine organs, in the MSD layout."""
 
@@ -196,7 +216,7 @@ DESCRIPTION = (
     "Train and run 3D segmentation networks split over devices. `lampseg VERB --help` explains a verb. "
     "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 130 interrupted."
 )
-Verb = Plan | Train | Predict | Evaluate | DemoData | Demo
+Verb = Plan | Train | Predict | Evaluate | Calibrate | DemoData | Demo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -287,7 +307,7 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 
 def _check_verb(arguments: Sequence[str]) -> None:
     """Names a misspelt verb; tyro would only say that one is missing."""
-    verbs = ("plan", "train", "predict", "evaluate", "demo-data", "demo")
+    verbs = ("plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
         near = difflib.get_close_matches(arguments[0], verbs, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(verbs)}"

@@ -81,6 +81,23 @@ class Hardware:
         """The same device, said to have so many bytes."""
         return dataclasses.replace(self, memory=memory)
 
+    def fault(self) -> str | None:
+        """What makes these figures impossible; None if nothing does."""
+        if "float32" not in self.rates:
+            return "it has no rates for float32"
+        figures = [
+            self.link.bytes_per_second,
+            self.link.reduce_bytes_per_second,
+            *map(float, (self.processes, self.threads)),
+        ]
+        if min(figures) <= 0 or min(self.link.latency, self.link.reduce_latency, self.reserve_bytes) < 0:
+            return f"{self.name}: a figure of the link or of the processes is not above 0"
+        for precision, rates in self.rates.items():
+            found = rates.fault()
+            if found is not None:
+                return f"{self.name}, {precision}: {found}"
+        return None
+
     def _rates(self, precision: Precision) -> tuple[Rates, float]:
         if precision in self.rates:
             return self.rates[precision], 1.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from lampseg.partition.fallback import falls_back
 from lampseg.partition.kernel import Kernel, Kind
 
 _aten = torch.ops.aten
@@ -88,6 +89,6 @@ def _convolution(
         flops = float(2 * voxels * taps * math.prod(channels) * groups * sum(args[10][:2]))
     else:
         flops = float(flop_registry[packet](*args, **kwargs, out_val=out))
-    return Kernel(
-        name, "transposed_convolution" if transposed else "convolution", flops, nbytes, channels, voxels, taps, backward
-    )
+    kind: Kind = "transposed_convolution" if transposed else "convolution"
+    slow = falls_back(x, weight, options=args[at + 3 : at + 9])
+    return Kernel(name, kind, flops, nbytes, channels, voxels, taps, backward, slow)

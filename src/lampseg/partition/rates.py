@@ -10,6 +10,12 @@ from lampseg.partition.kernel import Kernel
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 """Operators that move no bytes, whatever the size of what they return."""
 
+MOVERS = (
+    "pointwise", "in_place", "norm/forward", "norm/backward", "pool/forward", "pool/backward", "resample/forward",
+    "resample/backward",
+)  # fmt: skip
+"""Keys that every table of bandwidths has."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -85,6 +91,28 @@ class Rates:
             return overhead + dense.seconds(kernel.flops, channels_of(kernel), nbytes)
         return overhead + kernel.nbytes / self.moved[mover(kernel, self.moved)].at(kernel.nbytes)
 
+    def fault(self) -> str | None:
+        """What makes these figures impossible; None if nothing does."""
+        for kind in ("convolution", "pointwise_convolution", "transposed_convolution"):
+            for direction in ("forward", "backward"):
+                if f"{kind}/direct/{direction}" not in self.dense:
+                    return f"no rates for {kind}/direct/{direction}"
+        if "matmul/direct/forward" not in self.dense:
+            return "no rates for matmul/direct/forward"
+        for key in MOVERS:
+            if key not in self.moved:
+                return f"no bandwidth for {key}"
+        for key, dense in self.dense.items():
+            surface = dense.surface
+            rows = [surface.inputs, surface.outputs, dense.spill_sizes, *surface.rates]
+            fits = len(surface.rates) == len(surface.inputs) and len(dense.spill) == len(dense.spill_sizes)
+            if not fits or any(len(row) != len(surface.outputs) for row in surface.rates) or _least(rows) <= 0:
+                return f"the table of {key} is not whole"
+        for key, curve in self.moved.items():
+            if len(curve.sizes) != len(curve.values) or _least([curve.sizes, curve.values]) <= 0:
+                return f"the curve of {key} is not whole"
+        return None
+
     def _known(self, name: str) -> str:
         """A family that was not measured counts as its nearest relative."""
         if name in self.dense:
@@ -141,3 +169,7 @@ def _between(nodes: Sequence[float], values: Sequence[float], at: float) -> floa
     i = bisect_right(nodes, at) - 1
     share = math.log(at / nodes[i]) / math.log(nodes[i + 1] / nodes[i])
     return values[i] * (1 - share) + values[i + 1] * share
+
+
+def _least(rows: Sequence[Sequence[float]]) -> float:
+    return min((min(row, default=0.0) for row in rows), default=0.0)
