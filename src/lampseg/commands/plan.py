@@ -7,12 +7,12 @@ from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_stride
-from lampseg.parallel.devices import parse_devices, parse_memory
+from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.questions import fewest_devices, largest_patch
 from lampseg.training.job import check_patch
-from lampseg.training.plans import Size, Subject
+from lampseg.training.plans import Size, Subject, hardware_of
+from lampseg.units import parse_bytes
 
 
 def subject_of(config: Config, *, shape: Size | None = None, classes: int | None = None) -> Subject:
@@ -43,9 +43,7 @@ def subject_of(config: Config, *, shape: Size | None = None, classes: int | None
     for index, stage in enumerate(config.curriculum):
         check_patch(stage, index=index, stride=stride, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
-    hardware = hardware_for(
-        kind=devices.kind, name=config.parallel.hardware or devices.hardware, processes=devices.count
-    )
+    hardware = hardware_of(config, devices)
     return Subject(config, network, classes, stride, (x, y, z), devices, hardware)
 
 
@@ -72,7 +70,9 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
     Raises:
         UserError: `memory` is not an amount such as 16GiB, or no number of devices does.
     """
-    size = parse_memory(memory, option="--fewest-devices")
+    size = parse_bytes(memory)
+    if size is None:
+        raise UserError(f"--fewest-devices: {memory!r} is not an amount of memory such as 16GiB")
     found = fewest_devices(subject.problem(-1), memory=size)
     if found is None:
         raise UserError(

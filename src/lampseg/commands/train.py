@@ -21,10 +21,9 @@ from lampseg.parallel.devices import Devices, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.show import plan_paragraph
 from lampseg.training.job import Job, largest_volume, prepare_job, smallest_volume
-from lampseg.training.plans import Subject, make_plans, plans_given
+from lampseg.training.plans import Subject, hardware_of, make_plans, plans_given
 from lampseg.training.trainer import Trainer
 
 RMSPROP_OPTIONS = ("alpha", "eps", "momentum", "weight_decay", "centered")
@@ -84,9 +83,7 @@ def _prepare(
 
 def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None) -> tuple[Plan, ...]:
     config = job.config
-    hardware = hardware_for(
-        kind=devices.kind, name=config.parallel.hardware or devices.hardware, processes=devices.count
-    )
+    hardware = hardware_of(config, devices)
     subject = Subject(
         config, network, len(job.classes), job.stride, largest_volume(job), devices=devices, hardware=hardware
     )

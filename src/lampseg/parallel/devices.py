@@ -2,15 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from lampseg.errors import UserError
-from lampseg.partition.presets import PRESETS
-
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS |= {_letter: 1024**_power, f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
+from lampseg.partition.presets import names_of_cards, preset
+from lampseg.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,7 @@ class Devices:
     """What a run may use; one process per device."""
 
     count: int
-    kind: str
-    """cpu or cuda."""
+    kind: Literal["cpu", "cuda"]
     memory: tuple[float, ...] | None
     """Bytes of each device; None if not stated and not known."""
     hardware: str | None = None
@@ -53,7 +50,7 @@ def parse_devices(text: int | str | None, *, planning: bool = False) -> Devices:
         )
     (name,) = names
     elsewhere = planning and (name is not None or all(stated))
-    kind = "cuda" if gpus or elsewhere else "cpu"
+    kind: Literal["cpu", "cuda"] = "cuda" if gpus or elsewhere else "cpu"
     memory: tuple[float, ...] | None = None
     if all(stated):
         memory = tuple(group.memory for group in groups for _ in range(group.count) if group.memory is not None)
@@ -74,35 +71,15 @@ def _group(part: str, *, whole: str) -> _Group:
     if match and int(match[1]) >= 1:
         if match[2] is None:
             return _Group(int(match[1]), None, None)
-        memory = _bytes(match[2])
+        memory = parse_bytes(match[2])
         if memory is not None:
             return _Group(int(match[1]), memory, None)
-        preset = PRESETS.get(match[2].lower())
-        if preset is not None:
-            return _Group(int(match[1]), preset.memory, match[2].lower())
+        if re.fullmatch(r"[A-Za-z]\w*(-\w+)?", match[2]) and match[2].lower() in names_of_cards():
+            return _Group(int(match[1]), preset(match[2], kind="cuda").memory, match[2].lower())
     raise UserError(
         f"--devices (parallel.devices): {whole!r} is not a number of devices such as 2, or 2x16GiB to state the memory "
-        f"of each, or 2xNAME with one of {', '.join(PRESETS)}"
+        f"of each, or 2xNAME with one of {', '.join(names_of_cards())}"
     )
-
-
-def parse_memory(text: str, *, option: str) -> float:
-    """Bytes of an amount such as 16GiB.
-
-    Raises:
-        UserError: it is none; `option` says where it was given.
-    """
-    memory = _bytes(text)
-    if memory is None:
-        raise UserError(f"{option}: {text!r} is not an amount of memory such as 16GiB")
-    return memory
-
-
-def _bytes(text: str) -> float | None:
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in _UNITS or not float(match[1]):
-        return None
-    return float(match[1]) * _UNITS[match[2].upper()]
 
 
 def _gpu_memory(index: int) -> float:

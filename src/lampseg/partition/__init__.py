@@ -6,7 +6,7 @@ from lampseg.partition.placement import Placement, place, transfer
 from lampseg.partition.plan import Choices, Plan, Stage, plans_from_json, plans_to_json
 from lampseg.partition.planner import make_plan
 from lampseg.partition.record import record
-from lampseg.partition.units import format_bytes
+from lampseg.units import format_bytes
 
 __all__ = [
     "Choices",

@@ -12,7 +12,7 @@ from lampseg.partition.plan import Choices, Plan, Recompute
 from lampseg.partition.schedule import Pace, Schedule, timetable
 from lampseg.partition.several import solve_several
 from lampseg.partition.solver import Cut, solve
-from lampseg.partition.units import format_bytes
+from lampseg.units import format_bytes
 
 
 def make_plan(

@@ -13,7 +13,7 @@ from lampseg.partition.hardware import Hardware
 from lampseg.partition.plan import Choices, DeviceLoad, Plan, Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.partition.search import Found, Options, counts_to_try, depends_on_micro_batches, search
-from lampseg.partition.units import format_bytes
+from lampseg.units import format_bytes
 
 AUTO_MICRO_BATCHES = 8
 """Into how many micro-batches a mini-batch is cut at most, where it matters to the result."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
-from lampseg.partition.units import format_bytes
+from lampseg.units import format_bytes
 
 MOST_DEVICES = 64
 

@@ -14,7 +14,7 @@ from lampseg.partition.plan import Alternative, Choices, Plan, Recompute, descri
 from lampseg.partition.planner import cut_for
 from lampseg.partition.random_operations import is_random
 from lampseg.partition.schedule import SCHEDULES, Schedule
-from lampseg.partition.units import format_bytes
+from lampseg.units import format_bytes
 
 CLOSE = 0.01
 """Plans whose predicted times differ by less are equally fast: the one that needs less memory is taken."""

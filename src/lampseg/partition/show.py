@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lampseg.partition.plan import Plan, Stage
 from lampseg.partition.schedule import Entry
-from lampseg.partition.units import format_bytes, format_count, format_seconds
+from lampseg.units import format_bytes, format_count, format_seconds
 
 FORWARD, BACKWARD, WAIT = "0123456789", "abcdefghij", "."
 SHOWN = 6

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from lampseg.config import Config, StageConfig
@@ -12,7 +13,7 @@ from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.partition import Plan
 from lampseg.partition.costed import record_for
-from lampseg.partition.hardware import Hardware
+from lampseg.partition.hardware import Hardware, hardware_for
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
 from lampseg.training.planned_loss import planned_loss
@@ -63,6 +64,14 @@ class Subject:
             loss=planned_loss(config.loss, classes=self.classes),
             rehearse=rehearse,
         )
+
+
+def hardware_of(config: Config, devices: Devices) -> Hardware:
+    """The speeds to plan with: those that were named, else this machine's, else those of a card of that memory."""
+    name = config.parallel.hardware or devices.hardware
+    if name is None and devices.kind == "cuda" and not torch.cuda.is_available() and devices.memory:
+        name = f"{min(devices.memory):.0f}B"
+    return hardware_for(kind=devices.kind, name=name, processes=devices.count)
 
 
 def make_plans(

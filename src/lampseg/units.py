@@ -1,4 +1,18 @@
-"""Bytes, counts and seconds in words."""
+"""Bytes, counts and seconds in words, and amounts of memory as people write them."""
+
+import re
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {_letter: 1024**_power, f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
+
+
+def parse_bytes(text: str) -> float | None:
+    """Bytes of an amount such as 16GiB, 16 GB, 16G (binary) or 1000000; None if it is none."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS or not float(match[1]):
+        return None
+    return float(match[1]) * _UNITS[match[2].upper()]
 
 
 def format_bytes(count: float) -> str:
