@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNETR, DynUNet, SegResNet
+from monai.networks.nets import AttentionUnet, DynUNet, SegResNet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -150,9 +150,9 @@ def test_kinds_of_kernels_forward_and_backward() -> None:
     [
         (SEUNet(filters=2, depth=2), (2, 1, 16, 16, 16)),
         (DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[2, 4, 4], deep_supervision=True), (1, 1, 16, 16, 8)),
-        (UNETR(1, 2, (16, 16, 16), feature_size=2, hidden_size=12, mlp_dim=16, num_heads=2), (2, 1, 16, 16, 16)),
+        (AttentionUnet(3, 1, 2, (4, 8, 8), (2, 2)), (2, 1, 16, 16, 16)),
     ],
-    ids=["seunet", "dynunet", "unetr"],
+    ids=["seunet", "dynunet", "attentionunet"],
 )
 def test_flops_of_a_real_forward_and_backward(network: nn.Module, shape: tuple[int, ...]) -> None:
     graph = record(network, shape=shape, backward=True)
