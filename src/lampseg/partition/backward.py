@@ -25,6 +25,7 @@ from lampseg.partition.live import LiveBytes
 from lampseg.partition.recorder import Recorder, Refused, function_name
 
 _DEVICE = torch.ops.prim.device.default
+_GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 _next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
@@ -233,6 +234,9 @@ class _Backward(TorchDispatchMode):
         second.live.settle()
         second.before_backward_kernel()
         out = func(*args, **kwargs)
+        if func is _GROUP_NORM_BACKWARD and out[0] is not None and out[0].dtype != args[1].dtype:
+            # Under mixed precision the real kernel keeps the input's dtype, its fake one doesn't.
+            out = (torch.empty_like(args[1]), *out[1:])
         given, made = tensors_of(args, kwargs), tensors_of((out,), {})
         second.live.note(func, given, made)
         if made and not func.is_view:
