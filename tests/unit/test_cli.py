@@ -170,7 +170,7 @@ def test_a_fault_of_ours_keeps_its_traceback(config: str, monkeypatch: pytest.Mo
         main(["train", config, "--run", "x"])
 
 
-@pytest.mark.parametrize("verb", ["plan", "train", "predict", "evaluate", "demo-data", "demo"])
+@pytest.mark.parametrize("verb", ["plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo"])
 def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> None:
     code, text = ended([verb, "--help"], capsys)
     assert code == 0
@@ -181,7 +181,7 @@ def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> N
 
 def test_the_help_names_the_verbs_and_the_exit_codes(capsys: Capture) -> None:
     _, text = ended(["--help"], capsys)
-    for part in ("plan", "train", "predict", "evaluate", "demo-data", "demo", "Exit codes: 0 done"):
+    for part in ("plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo", "Exit codes: 0 done"):
         assert part in text
     main(["--version"])
     assert capsys.readouterr().out == f"lampseg {__version__}\n"

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,7 +77,7 @@ def _work(*, kind: Literal["cpu", "cuda"], precisions: Sequence[Precision], path
     """One of the processes."""
     begun = time.monotonic()
     with membership(device=kind, timeout=TIMEOUT) as world:
-        console = Console(file=sys.stdout if world.first else open(os.devnull, "w"))
+        console = Console(quiet=not world.first)
         console.print(f"calibrating {device_name(kind)}: {world.size} process(es), {torch.get_num_threads()} thread(s)")
         rates = {precision: _measure(world, precision, console=console, quick=quick) for precision in precisions}
         hardware = _hardware(world, kind=kind, rates=rates, quick=quick)
@@ -171,8 +170,9 @@ def _link_line(hardware: Hardware) -> str:
     link = hardware.link
     stated = " (stated, not measured: there was one process)" if hardware.processes == 1 else ""
     return (
-        f"messages between processes: {link.latency * 1e6:.0f} us + {_rate(link.bytes_per_second, 'B/s')}; sum over all, "
-        f"each round: {link.reduce_latency * 1e6:.0f} us + {_rate(link.reduce_bytes_per_second, 'B/s')}{stated}"
+        f"messages between processes: {link.latency * 1e6:.0f} us + {_rate(link.bytes_per_second, 'B/s')}; "
+        f"sum over all, each round: {link.reduce_latency * 1e6:.0f} us + {_rate(link.reduce_bytes_per_second, 'B/s')}"
+        f"{stated}"
     )
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lampseg.partition.kernel import Kernel
 from lampseg.partition.kernel_kinds import kernel_of
 from lampseg.partition.kernels import tensors_of
-from lampseg.partition.rates import Curve, Dense, Rates, Surface, channels_of, family, mover, unfolded_bytes
+from lampseg.partition.rates import Curve, Dense, Rates, Surface, between, channels_of, family, mover, unfolded_bytes
 from lampseg.partition.samples import Sample
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -49,14 +49,15 @@ class Small:
 def typical_seconds(call: Callable[[], object], *, device: torch.device, quick: bool = False) -> float:
     """Time of one call: the lower quartile of several, after a first one for warming up.
 
-    What disturbs a call makes it longer, never shorter, so that a median would be more often wrong. On CUDA the calls are timed by events of the stream they run on, so that the host's time is left out.
+    What disturbs a call makes it longer, never shorter, so that a median would be more often wrong. On CUDA the calls
+    are timed by events of the stream they run on, so that the host's time is left out.
     """
     begun = _clock()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     first = _clock() - begun
-    times = []
+    times: list[float] = []
     for _ in range(2 if quick else 3 if first > 0.2 else 5 if first > 0.01 else 15):
         if device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -64,7 +65,7 @@ def typical_seconds(call: Callable[[], object], *, device: torch.device, quick: 
             call()
             end.record()
             end.synchronize()
-            times.append(start.elapsed_time(end) / 1000)
+            times.append(float(start.elapsed_time(end)) / 1000)
         else:
             begun = _clock()
             call()
@@ -138,31 +139,31 @@ def fit(times: Iterable[Timed], small: Small, *, itemsize: int) -> Rates:
 
 
 def _dense(points: list[tuple[Kernel, float, float]]) -> Dense:
-    """The smallest call of each pair of channels gives its rate; what larger ones take on top is spill."""
+    """What larger calls of the same channels take on top is spill; the smallest call gives the rate of its channels."""
     by_channels: dict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
     for kernel, nbytes, seconds in points:
         by_channels[channels_of(kernel)].append((nbytes, kernel.flops, seconds))
-    rates = {}
-    spills: list[tuple[float, float]] = []
-    for channels, calls in by_channels.items():
+    found: list[tuple[float, float]] = []
+    for calls in by_channels.values():
         calls.sort()
-        nbytes, flops, seconds = calls[0]
-        rates[channels] = flops / seconds
-        if len(calls) > 1:
-            spills.append((nbytes, 0.0))
-            spills += [(large, max(0.0, took - work / rates[channels]) / large) for large, work, took in calls[1:]]
+        (smallest, work, took), *larger = calls
+        if larger:
+            found.append((smallest, 0.0))
+            found += [(nbytes, max(0.0, s - took * flops / work) / nbytes) for nbytes, flops, s in larger]
+    sizes: list[float] = []
+    costs: list[float] = []
+    for size, cost in sorted(found) or [(1.0, 0.0)]:
+        if not sizes or size > sizes[-1]:
+            sizes.append(size)
+            costs.append(max(cost, costs[-1]) if costs else cost)
+    rates = {}
+    for channels, ((nbytes, flops, seconds), *_) in by_channels.items():
+        spill = nbytes * between(sizes, costs, nbytes)
+        rates[channels] = flops / max(seconds - spill, _LEAST * seconds)
     inputs = tuple(float(i) for i in sorted({i for i, _ in rates}))
     outputs = tuple(float(o) for o in sorted({o for _, o in rates}))
-    surface = Surface(inputs, outputs, tuple(tuple(_nearest(rates, i, o) for o in outputs) for i in inputs))
-    if not spills:
-        return Dense(surface)
-    sizes, costs = [], []
-    for size, cost in sorted(spills):
-        if sizes and size <= sizes[-1]:
-            continue
-        sizes.append(size)
-        costs.append(max(cost, costs[-1]) if costs else 0.0)
-    return Dense(surface, tuple(sizes), tuple(costs))
+    table = tuple(tuple(_nearest(rates, i, o) for o in outputs) for i in inputs)
+    return Dense(Surface(inputs, outputs, table), tuple(sizes), tuple(costs))
 
 
 def _nearest(rates: dict[tuple[int, int], float], inputs: float, outputs: float) -> float:
@@ -172,7 +173,8 @@ def _nearest(rates: dict[tuple[int, int], float], inputs: float, outputs: float)
 
 def _curve(points: dict[float, list[float]]) -> Curve:
     """A larger call never takes less time than a smaller one, whatever the clock said."""
-    sizes, speeds = sorted(points), []
+    sizes = sorted(points)
+    speeds: list[float] = []
     for size in sizes:
         speed = statistics.fmean(points[size])
         if speeds:

@@ -62,7 +62,7 @@ GENERIC = ("16GiB", "24GiB", "32GiB", "48GiB", "80GiB")
 
 # What is achieved of the peaks: assumptions in round figures, see docs/reference/hardware.md.
 CHANNELS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-TENSOR_CORE_SHARE = (0.01, 0.03, 0.06, 0.12, 0.22, 0.35, 0.40)
+TENSOR_CORE_SHARE = (0.01, 0.03, 0.05, 0.10, 0.18, 0.28, 0.33)
 PLAIN_SHARE = (0.06, 0.15, 0.25, 0.40, 0.55, 0.60, 0.60)
 """Of a convolution's peak, by the smaller of its input and output channels; without tensor cores more is reached."""
 BACKWARD_SHARE = 0.8

@@ -25,7 +25,7 @@ class Curve:
     values: tuple[float, ...]
 
     def at(self, size: float) -> float:
-        return math.exp(_between(self.sizes, [math.log(value) for value in self.values], size))
+        return math.exp(between(self.sizes, [math.log(value) for value in self.values], size))
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Surface:
     """rates[i][o] for inputs[i] and outputs[o]."""
 
     def at(self, inputs: float, outputs: float) -> float:
-        rows = [_between(self.outputs, [math.log(rate) for rate in row], outputs) for row in self.rates]
-        return math.exp(_between(self.inputs, rows, inputs))
+        rows = [between(self.outputs, [math.log(rate) for rate in row], outputs) for row in self.rates]
+        return math.exp(between(self.inputs, rows, inputs))
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dense:
     """Extra seconds per byte at these sizes, not decreasing; linear in the logarithm of the size."""
 
     def seconds(self, flops: float, channels: tuple[int, int], nbytes: float) -> float:
-        spill = nbytes * _between(self.spill_sizes, self.spill, nbytes)
+        spill = nbytes * between(self.spill_sizes, self.spill, nbytes)
         return flops / self.surface.at(*channels) + spill
 
 
@@ -95,8 +95,8 @@ class Rates:
         """What makes these figures impossible; None if nothing does."""
         for kind in ("convolution", "pointwise_convolution", "transposed_convolution"):
             for direction in ("forward", "backward"):
-                if f"{kind}/direct/{direction}" not in self.dense:
-                    return f"no rates for {kind}/direct/{direction}"
+                if not any(f"{kind}/{path}/{direction}" in self.dense for path in ("direct", "fallback")):
+                    return f"no rates for {kind}, {direction}"
         if "matmul/direct/forward" not in self.dense:
             return "no rates for matmul/direct/forward"
         for key in MOVERS:
@@ -160,7 +160,7 @@ def unfolded_bytes(kernel: Kernel, *, itemsize: int) -> float:
     return float((other if kernel.kind == "transposed_convolution" else one) * kernel.taps * kernel.voxels * itemsize)
 
 
-def _between(nodes: Sequence[float], values: Sequence[float], at: float) -> float:
+def between(nodes: Sequence[float], values: Sequence[float], at: float) -> float:
     """Linear in the logarithm of `at`; constant beyond the nodes."""
     if at <= nodes[0]:
         return values[0]
