@@ -68,6 +68,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vnet": (f"{__name__}.NarrowVNet", {}),
     "unetr": (MONAI + "UNETR", UNETR),
     "swinunetr": (MONAI + "SwinUNETR", SWIN),
+    "swinunetr2d": (MONAI + "SwinUNETR", SWIN | {"spatial_dims": 2, "window_size": [4, 3], "use_v2": True}),
     "plainconvunet": (NNUNET + "PlainConvUNet", PLAIN),
     "plainconvunet-deep": (NNUNET + "PlainConvUNet", PLAIN | {"deep_supervision": True}),
     "residualencoderunet": (NNUNET + "ResidualEncoderUNet", RESIDUAL),
@@ -76,15 +77,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 RANDOM: dict[str, dict[str, Any]] = {
     "vnet": {},  # always
     "unetr": {"dropout_rate": 0.3},
-    "swinunetr": {
-        "spatial_dims": 2,  # to save time
-        "window_size": [4, 3],
-        "use_v2": True,
-        "downsample": "mergingv2",
-        "drop_rate": 0.2,
-        "attn_drop_rate": 0.2,
-        "dropout_path_rate": 0.3,
-    },
+    "swinunetr2d": {"drop_rate": 0.2, "attn_drop_rate": 0.2, "dropout_path_rate": 0.3},
     "plainconvunet": {"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.3}},
 }
 """More arguments, with which a network draws random numbers in training."""
@@ -92,7 +85,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "basicunet": ((1, 1, 16, 32, 17), (2, 1, 19, 16, 33)),
     "vnet": ((1, 1, 16, 16, 32), (2, 1, 16, 16, 16)),
     "unetr": ((1, 1, 32, 16, 32),) * 2,  # it takes one size only
-    "swinunetr": ((1, 1, 32, 32, 32), (1, 1, 32, 32, 64)),
+    "swinunetr": ((1, 1, 32, 32, 32),) * 2,  # more voxels would take long; its windows vary in the plane
+    "swinunetr2d": ((1, 1, 64, 32), (2, 1, 32, 96)),
 }
 USUAL = ((1, 1, 8, 16, 12), (2, 1, 12, 8, 20), (1, 1, 8, 16, 12))
 
