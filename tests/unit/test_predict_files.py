@@ -87,10 +87,10 @@ def test_a_run_without_checkpoints(tmp_path: Path) -> None:
 )
 def test_options_that_are_refused(options: PredictOptions, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        options.check((4, 4, 4))
+        options.checked(TASK)
 
 
 def test_options_that_are_possible() -> None:
-    PredictOptions().check((4, 4, 4))
-    PredictOptions(window=(4, 8, 12), overlap=0).check((4, 4, 4))
+    assert PredictOptions().checked(TASK) == PredictOptions()
+    PredictOptions(window=(4, 8, 12), overlap=0).checked(TASK)
     assert PredictOptions().sliding() is None
