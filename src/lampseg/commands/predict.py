@@ -63,8 +63,8 @@ class PredictOptions:
             return self
         if self.window not in (None, task.window):
             raise UserError(
-                f"--window: {list(self.window or ())} is not possible, the network takes volumes of {list(task.window)} "
-                "voxels only; leave --window out"
+                f"--window: {list(self.window or ())} is not possible, the network only takes volumes of "
+                f"{list(task.window)} voxels; leave --window out"
             )
         return dataclasses.replace(self, window=task.window)
 

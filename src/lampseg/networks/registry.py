@@ -136,8 +136,8 @@ def network_stride(network: nn.Module, *, in_channels: int) -> tuple[int, int, i
         if common is None:
             raise UserError(
                 f"network: {type(network).__name__} keeps the size of no volume whose sizes are odd multiples of "
-                f"1, 2, ..., {MAX_STRIDE}, so whole volumes of any size cannot be given to it; it said: {probe.fault}. If it "
-                "takes one size only, let the first curriculum stage have that size as its patch"
+                f"1, 2, ..., {MAX_STRIDE}, so whole volumes of any size cannot be given to it; it said: {probe.fault}. "
+                "If it takes one size only, give that to every curriculum stage as its patch"
             )
         stride = [common, common, common]
         for axis in range(3):

@@ -145,8 +145,8 @@ def check_patch(
     """
     if window is not None and stage.size != window:
         raise UserError(
-            f"curriculum.{index}.patch: {stage.patch} is not possible, the network takes volumes of {list(window)} voxels "
-            "only: give every stage this patch (volumes are then validated and predicted in windows of it)"
+            f"curriculum.{index}.patch: {stage.patch} is not possible, the network only takes volumes of "
+            f"{list(window)} voxels: give every stage this patch (volumes are then validated and predicted in windows of it)"
         )
     if stage.size is None:
         return
