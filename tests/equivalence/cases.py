@@ -139,7 +139,10 @@ _graphs: dict[Any, Graph] = {}
 def recorded_once(network: nn.Module, **options: Any) -> Graph:
     """`record_for`, remembered: most cases record what others did already, and it takes longer than the run."""
     parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    key = (repr(network), str(parameters), network.training, str(options))
+    # What its printed form does not show, such as whether it returns the outputs for deep supervision.
+    kinds = bool | int | float | str | tuple
+    settings = [(key, value) for m in network.modules() for key, value in vars(m).items() if isinstance(value, kinds)]
+    key = (repr(network), str(parameters), str(settings), str(options))
     if key not in _graphs:
         _graphs[key] = record_for(network, **options)
     return _graphs[key]

@@ -30,8 +30,9 @@ def run_stage(
     data: Sequence[Tensor],
     schedule: Schedule = "1f1b",
     recompute: Recompute = "none",
+    predicted: int | None = None,
 ) -> dict[str, Any]:
-    """A training step and a prediction; the network is float64."""
+    """A training step and a prediction (of the first few only, if `predicted`); the network is float64."""
     shapes = [tuple(x.shape) for x in data]
     placement = place(record_for(network, shape=shapes[0], precision="float64", device="cpu"), cuts)
     owned = [name for name, owner in owners_of(network, placement).items() if owner == world.rank]
@@ -45,11 +46,11 @@ def run_stage(
         "buffers": {name: b.clone() for name, b in network.named_buffers() if name in owned},
     }
     network.eval()
-    outputs = list(runner.predict(shapes, load=lambda m: data[m].clone()))
+    outputs = list(runner.predict(shapes[:predicted], load=lambda m: data[m].clone()))
     return result | ({"losses": losses, "outputs": outputs} if world.last else {})
 
 
-def run_whole(network: nn.Module, data: Sequence[Tensor]) -> dict[str, Any]:
+def run_whole(network: nn.Module, data: Sequence[Tensor], predicted: int | None = None) -> dict[str, Any]:
     """The same in plain PyTorch."""
     losses = []
     for x in data:
@@ -63,7 +64,7 @@ def run_whole(network: nn.Module, data: Sequence[Tensor]) -> dict[str, Any]:
     }
     network.eval()
     with torch.no_grad():
-        return result | {"outputs": [network(x.clone()) for x in data]}
+        return result | {"outputs": [network(x.clone()) for x in data[:predicted]]}
 
 
 def together(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -80,8 +81,9 @@ def assert_same(actual: dict[str, Any], expected: dict[str, Any], *, label: str,
             actual[part], expected[part], rtol=tolerance, atol=tolerance, msg=lambda text: f"{label}: {text}"
         )
     assert actual["gradients"].keys() == expected["gradients"].keys(), label
+    largest = max(float(gradient.abs().max()) for gradient in expected["gradients"].values() if gradient is not None)
     for name, gradient in expected["gradients"].items():
         found = actual["gradients"][name]
         assert (found is None) == (gradient is None), f"{label}: gradient of {name}"
         if gradient is not None:
-            torch.testing.assert_close(found, gradient, rtol=tolerance, atol=tolerance, msg=f"{label}: {name}")
+            assert float((found - gradient).abs().max()) <= tolerance * largest, f"{label}: gradient of {name}"

@@ -1,16 +1,14 @@
 """`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
-import torch
-
 from lampseg.config import Config
 from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
-from lampseg.networks import build_network, network_stride
+from lampseg.networks import build_network, network_sizes, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
 from lampseg.partition.questions import fewest_devices, largest_patch
-from lampseg.training.job import check_patch
+from lampseg.training.job import check_patch, patches_of
 from lampseg.training.plans import Size, Subject, hardware_of
 from lampseg.units import parse_bytes
 
@@ -35,13 +33,13 @@ def subject_of(config: Config, *, shape: Size | None = None, classes: int | None
         classes = classes or len(dataset.classes)
         training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
         shape = shape or largest_shape((case.image for case in training), data=config.data)
-    with torch.device("meta"):
-        network = build_network(config.network, in_channels=1, out_channels=classes)
+    count = classes
+    network = on_meta(lambda: build_network(config.network, in_channels=1, out_channels=count))
     if config.precision == "float64":
         network = network.double()
-    stride = network_stride(network, in_channels=1)
+    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
     for index, stage in enumerate(config.curriculum):
-        check_patch(stage, index=index, stride=stride, largest=shape)
+        check_patch(stage, index=index, stride=stride, window=window, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
     hardware = hardware_of(config, devices)
     return Subject(config, network, classes, stride, (x, y, z), devices, hardware)

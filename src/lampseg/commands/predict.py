@@ -1,5 +1,6 @@
 """`predict`: segments images with the model of a run, on any number of devices."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
 from lampseg.inference.predictor import Prediction, Predictor, output_name
 from lampseg.inference.segment import SlidingWindow
-from lampseg.networks import build_network
+from lampseg.networks import build_network, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
@@ -44,8 +45,13 @@ class PredictOptions:
     overlap: float = 0.25
     """Of sliding windows, as a fraction."""
 
-    def check(self, stride: Sequence[int]) -> None:
-        """Raises UserError unless the numbers are possible for a network of this total stride."""
+    def checked(self, task: Task) -> "PredictOptions":
+        """These options, with the window that the network needs if it takes one size only.
+
+        Raises:
+            UserError: the numbers are not possible for the network.
+        """
+        stride = task.stride
         if not 0 <= self.overlap < 1:
             raise UserError(f"--overlap: {self.overlap} is not a fraction from 0 to below 1")
         if self.window is not None and any(size < 1 or size % step for size, step in zip(self.window, stride)):
@@ -54,6 +60,14 @@ class PredictOptions:
                 f"--window: {list(self.window)} is not a multiple of the network's total stride {list(stride)}; use "
                 f"for instance {fitting}"
             )
+        if task.window is None:
+            return self
+        if self.window not in (None, task.window):
+            raise UserError(
+                f"--window: {list(self.window or ())} is not possible, the network only takes volumes of "
+                f"{list(task.window)} voxels; leave --window out"
+            )
+        return dataclasses.replace(self, window=task.window)
 
     def sliding(self) -> SlidingWindow | None:
         return None if self.window is None else SlidingWindow(self.window, self.overlap)
@@ -85,12 +99,11 @@ def predict(
             complete.
         WorkerError: a process failed.
     """
-    options = options or PredictOptions()
     task = read_task(run)
+    options = (options or PredictOptions()).checked(task)
     config = load_config(run / "config.yaml")
     files = image_files(images)
     weights_file(run, options.checkpoint)
-    options.check(task.stride)
     if is_worker():
         _work(run, files, out=out, options=options, config=config, task=task)
         return
@@ -140,8 +153,7 @@ def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOption
 
 def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Config, task: Task, stages: int) -> None:
     """What the headers tell: whether all images can be segmented, and on so many devices, before anything starts."""
-    with torch.device("meta"):
-        network = _network(config, task)
+    network = on_meta(lambda: _network(config, task))
     network.eval()
     shapes = {file: _input_shape(file, options=options, config=config, task=task) for file in files}
     smallest = min(files, key=lambda file: math.prod(shapes[file]))

@@ -17,6 +17,7 @@ from lampseg.errors import UserError
 from lampseg.evaluation import write_report
 from lampseg.evaluation.tables import write_text
 from lampseg.machine import threads_per_process
+from lampseg.networks import on_meta
 from lampseg.parallel.devices import Devices, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
@@ -73,10 +74,9 @@ def _prepare(
     if console is not None:
         for name in job.unseen:
             console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
-    with torch.device("meta"):
-        network = job.build()
+    network = on_meta(job.build)
     plans = _plans(job, network, devices=devices, given=plan)
-    begin_run(run, config, Task(job.classes, job.stride))
+    begin_run(run, config, Task(job.classes, job.stride, job.window))
     write_text(run / "plan.json", plans_to_json(plans))
     return job, plans
 

@@ -11,7 +11,7 @@ from torch import nn
 from lampseg.config import Config, StageConfig
 from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
 from lampseg.errors import UserError
-from lampseg.networks import build_network, network_stride
+from lampseg.networks import build_network, network_sizes
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
 
 
@@ -24,6 +24,8 @@ class Job:
     training: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
     stride: tuple[int, int, int]
+    window: tuple[int, int, int] | None
+    """The only size that the network takes, if it takes no other: whole volumes are then segmented in such windows."""
     class_weights: tuple[float, ...]
     unseen: tuple[str, ...]
     """Classes without a single annotated voxel in the training split."""
@@ -99,20 +101,26 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
             "data.spacing"
         )
     network = build_network(config.network, in_channels=1, out_channels=len(dataset.classes))
-    stride = network_stride(network, in_channels=1)
+    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
     job = Job(
         config=config,
         dataset=dataset,
         training=train_cases,
         validation=validation_cases,
         stride=stride,
+        window=window,
         class_weights=weights,
         unseen=tuple(dataset.classes[c] for c in unseen),
     )
     for index, stage in enumerate(config.curriculum):
-        check_patch(stage, index=index, stride=stride)
+        check_patch(stage, index=index, stride=stride, window=window)
         job.sampler(index)  # refuses a patch larger than every volume
     return job
+
+
+def patches_of(config: Config) -> list[tuple[int, int, int]]:
+    """The sizes of the curriculum's patches, without `whole`."""
+    return [stage.size for stage in config.curriculum if stage.size is not None]
 
 
 def check_patch(
@@ -120,13 +128,20 @@ def check_patch(
     *,
     index: int,
     stride: tuple[int, int, int],
+    window: tuple[int, int, int] | None = None,
     largest: tuple[int, int, int] | None = None,
 ) -> None:
     """Raises UserError unless the patch is a multiple of the network's total stride.
 
     Args:
+        window: the only size that the network takes, if it takes no other.
         largest: per axis the size of the largest volume, if known: the patch must not exceed it.
     """
+    if window is not None and stage.size != window:
+        raise UserError(
+            f"curriculum.{index}.patch: {stage.patch} is not possible, the network only takes volumes of "
+            f"{list(window)} voxels: give every stage this patch (volumes are then validated and predicted in windows of it)"
+        )
     if stage.size is None:
         return
     if largest is not None and any(size > most for size, most in zip(stage.size, largest)):

@@ -176,6 +176,7 @@ class Trainer:
                 self.job.validation,
                 classes=self.job.classes,
                 stride=self.job.stride,
+                window=self.job.window,
                 dtype=self.dtype,
             )
             score = evaluation.average
