@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lampseg.parallel.pipeline import runner
 from lampseg.partition import record_for
-from tests.equivalence import awkward, awkward_state
+from tests.equivalence import awkward, awkward_state, one_device
 from tests.equivalence.awkward import ThreeConvolutions
+from tests.equivalence.cases import recorded_once
 from tests.equivalence.one_device import assert_same, run_device, run_whole, together
 from tests.equivalence.threads import run_threads
 
@@ -35,6 +37,12 @@ LAYOUTS = (
     ("v", 1, ("all", "all")),
 )
 """Several stages a device: schedule, devices, recompute of each stage."""
+
+
+@pytest.fixture(autouse=True)
+def record_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (runner, one_device):
+        monkeypatch.setattr(module, "record_for", recorded_once)
 
 
 def build(kind: type[ThreeConvolutions]) -> nn.Module:

@@ -170,19 +170,25 @@ def timetable(
 def forward_timetable(schedule: Schedule, *, devices: int, micro_batches: int, pace: Pace) -> Timetable:
     """The timetable of predictions, which have no backward; the same on every process.
 
-    Micro-batch m enters when a device has had time for all its stages of micro-batch m - 1, so that what has entered
-    goes first and little waits between the stages.
+    With equal stages no device waits but at the beginning and the end.
     """
     stages = len(pace.forward)
     check_stages(schedule, stages=stages, devices=devices)
     places = [device_of(schedule, stage, stages=stages, devices=devices) for stage in range(stages)]
     made = _Draft(places, devices, micro_batches, pace)
-    each = stages // devices
+
+    def slot(action: Action) -> int:
+        """When it runs if all stages are equal: one later than the stage before, and no device has two at once."""
+        stage, m = action.stage, action.micro_batch
+        if schedule == "v":
+            return 2 * m + stage
+        return m // devices * stages + m % devices + stage  # so many micro-batches as devices go round together
+
     actions = [Action("forward", stage, m) for m in range(micro_batches) for stage in range(stages)]
-    for action in sorted(actions, key=lambda a: (each * a.micro_batch + a.stage, -a.stage)):
+    for action in sorted(actions, key=slot):
         ready = made.ready(action)
         assert ready is not None, "a stage follows those before it"
-        made.run(action, max(ready, made.free[made.places[action.stage]]))
+        made.run(action, max(ready, made.free[places[action.stage]]))
     return made.timetable()
 
 
