@@ -137,18 +137,26 @@ def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOption
             console.print(
                 f"{prediction.output}: {prediction.seconds:.2f} s", markup=False, highlight=False, soft_wrap=True
             )
-        if world.last:
+        everywhere = written_by_all(model, written, files=files)
+        if model.yields_output and model.mesh.replica == 0:
             record: dict[str, Any] = {
                 "checkpoint": options.checkpoint,
                 "window": options.window,
                 "overlap": None if options.window is None else options.overlap,
                 "devices": world.size,
                 "predictions": [
-                    {"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in written
+                    {"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in everywhere
                 ],
             }
             write_text(out / RECORD, json.dumps(record, indent=1))
         world.gather(None)  # nobody leaves before all is written
+
+
+def written_by_all(model: ParallelModel, written: Sequence[Prediction], *, files: Sequence[Path]) -> list[Prediction]:
+    """What all ranks have written, in the order of the files."""
+    found: Any = model.world.gather(list(written))
+    by_image = {prediction.image: prediction for predictions in found for prediction in predictions}
+    return [by_image[file] for file in files]
 
 
 def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Config, task: Task, stages: int) -> None:

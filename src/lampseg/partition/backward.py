@@ -164,7 +164,7 @@ def emptied_gradients(parameters: list[Tensor]) -> Iterator[None]:
 
 
 class EmptyLoss(torch.autograd.Function):
-    """A loss of no size: any tensors to one empty tensor."""
+    """A loss of next to no size: any tensors to one number of unknown content."""
 
     @staticmethod
     def of(output: Any) -> Tensor:
@@ -176,7 +176,7 @@ class EmptyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *outputs: Tensor) -> Tensor:
         ctx.like = [(t.shape, t.stride(), t.dtype, t.device) for t in outputs]
-        return outputs[0].new_empty(0, dtype=torch.float32)
+        return outputs[0].new_empty((), dtype=torch.float32)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

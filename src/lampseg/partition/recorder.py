@@ -56,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self.values: dict[ValueId, Value] = {}
         self.pinned: list[tuple[int, int]] = []
         self.ready: dict[ValueId, int] = {}
+        self.written: set[str] = set()
         self.saved: dict[int, tuple[int, list[int]]] = {}
         self._running = ""
         self._labels: dict[int, ValueId] = {}
@@ -89,6 +90,7 @@ class Recorder(TorchFunctionMode):
             saved=saved,
             pinned=tuple(self.pinned),
             ready=self.ready,
+            written=frozenset(self.written),
         )
 
     def _with_final_values(self, op: Operation) -> Operation:
@@ -222,6 +224,8 @@ class Recorder(TorchFunctionMode):
             raise Refused(
                 f"its forward pass changes the parameter `{self._state_storages[storage]}`: compute with a changed copy"
             )
+        if storage in self._state_storages:
+            self.written.add(self._state_storages[storage])
         aliases = self._by_storage.get(storage, [])
         if aliases:
             self.pinned.append((min(operation for (operation, _), _ in aliases), index))

@@ -167,6 +167,31 @@ def timetable(
     return listed.timetable()
 
 
+def forward_timetable(schedule: Schedule, *, devices: int, micro_batches: int, pace: Pace) -> Timetable:
+    """The timetable of predictions, which have no backward; the same on every process.
+
+    With equal stages no device waits but at the beginning and the end.
+    """
+    stages = len(pace.forward)
+    check_stages(schedule, stages=stages, devices=devices)
+    places = [device_of(schedule, stage, stages=stages, devices=devices) for stage in range(stages)]
+    made = _Draft(places, devices, micro_batches, pace)
+
+    def slot(action: Action) -> int:
+        """When it runs if all stages are equal: one later than the stage before, and no device has two at once."""
+        stage, m = action.stage, action.micro_batch
+        if schedule == "v":
+            return 2 * m + stage
+        return m // devices * stages + m % devices + stage  # so many micro-batches as devices go round together
+
+    actions = [Action("forward", stage, m) for m in range(micro_batches) for stage in range(stages)]
+    for action in sorted(actions, key=slot):
+        ready = made.ready(action)
+        assert ready is not None, "a stage follows those before it"
+        made.run(action, max(ready, made.free[places[action.stage]]))
+    return made.timetable()
+
+
 def warm_up(schedule: Schedule, *, stage: int, stages: int, micro_batches: int) -> int:
     """How many forwards stage s of GPipe and 1F1B runs before its first backward: as many are in flight at most."""
     return micro_batches if schedule == "gpipe" else min(micro_batches, stages - stage)
@@ -207,7 +232,10 @@ class _Draft:
         self.free = [0.0] * devices
         self.sources: list[list[tuple[int, float]]] = [[] for _ in places]
         self.targets: list[list[tuple[int, float]]] = [[] for _ in places]
-        for source, target, seconds in pace.links:
+        # A stage follows the one before it even if it reads nothing of it on the planned shape: on another it may.
+        linked = {(source, target) for source, target, _ in pace.links}
+        chain = [(s, s + 1, 0.0) for s in range(self.stages - 1) if (s, s + 1) not in linked]
+        for source, target, seconds in (*pace.links, *chain):
             wait = 0.0 if places[source] == places[target] else seconds
             self.sources[target].append((source, wait))
             self.targets[source].append((target, wait))

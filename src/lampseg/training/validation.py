@@ -39,9 +39,12 @@ def validate(
     """Dice of every case, segmented whole; and the seconds it took. The same on every rank.
 
     Each volume goes through the network in one pass, or in sliding windows of the only size that the network takes.
+    Replicas share the cases.
     """
     world = model.world
     begun = time.perf_counter()
+    order = [case.id for case in cases]
+    cases = [cases[index] for index in model.mesh.spread(len(cases))]
     shapes = [padded_shape(case.shape, stride) for case in cases]
 
     def load(index: int) -> Tensor:
@@ -54,7 +57,7 @@ def validate(
                 yield None if output is None else logits_of(output)[0][0].argmax(0)
             return
         for index, shape in enumerate(shapes):
-            x = load(index) if world.first else torch.zeros(shape, dtype=dtype, device=world.device)
+            x = load(index) if model.mesh.device == 0 else torch.zeros(shape, dtype=dtype, device=world.device)
             with torch.no_grad():
                 labels = sliding_labels(model, x, SlidingWindow(window))
             yield labels
@@ -70,6 +73,9 @@ def validate(
         truth = torch.from_numpy(np.load(case.label).astype(np.int64))
         scores[case.id] = dice_per_class(labels, truth, classes=len(classes), annotated=case.annotated)
     model.network.train()
-    everywhere = world.broadcast(scores, source=world.size - 1)
-    assert isinstance(everywhere, dict)
-    return Evaluation.from_cases(everywhere, class_names=classes), time.perf_counter() - begun
+    everywhere: dict[str, tuple[float | None, ...]] = {}
+    for part in world.gather(scores):
+        assert isinstance(part, dict)
+        everywhere |= part
+    scored = {name: everywhere[name] for name in order}
+    return Evaluation.from_cases(scored, class_names=classes), time.perf_counter() - begun

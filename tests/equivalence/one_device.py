@@ -1,4 +1,4 @@
-"""One stage of a small network under test, as a thread or as a process: runs one step and returns what it holds."""
+"""One device of a small network under test, as a thread or as a process: runs one step and returns what it holds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lampseg.parallel.pipeline import PipelineRunner
+from lampseg.parallel.mesh import Mesh
+from lampseg.parallel.pipeline import PipelineRunner, places_of
 from lampseg.parallel.state import hold, owners_of
-from lampseg.parallel.world import World
 from lampseg.partition import place, record_for
-from lampseg.partition.cost import Recompute, Schedule
+from lampseg.partition.plan import Choices, Recompute
+from lampseg.partition.schedule import Pace, Schedule
 
 
 def loss_of(output: Any) -> Tensor:
@@ -23,23 +24,53 @@ def loss_of(output: Any) -> Tensor:
     return total
 
 
-def run_stage(
-    world: World,
+def choices_of(
+    mesh: Mesh,
+    cuts: Sequence[int],
+    schedule: Schedule = "1f1b",
+    recompute: Recompute | Sequence[Recompute] = "none",
+    *,
+    micro_batches: int = 1,
+    limit: int | None = None,
+) -> Choices:
+    """A plan's choices; `recompute` of all stages or of each."""
+    each = (recompute,) * (len(cuts) + 1) if isinstance(recompute, str) else tuple(recompute)
+    return Choices(mesh.devices, mesh.replicas, micro_batches, schedule, tuple(cuts), each, limit)  # type: ignore[arg-type]
+
+
+def runner_of(
+    mesh: Mesh,
+    network: nn.Module,
+    choices: Choices,
+    *,
+    shape: tuple[int, ...],
+    precision: str = "float32",
+    pace: Pace | None = None,
+) -> tuple[PipelineRunner, list[str]]:
+    """The runner of my device, and the names of what it holds; the rest of the network goes to meta."""
+    placement = place(record_for(network, shape=shape, precision=precision, device="cpu"), choices.cuts)
+    places = places_of(choices)
+    owned = [name for name, stage in owners_of(network, placement).items() if places[stage] == mesh.device]
+    hold(network, owned=owned, device=mesh.world.device)
+    runner = PipelineRunner(network, placement, mesh=mesh, choices=choices, pace=pace, precision=precision)
+    return runner, owned
+
+
+def run_device(
+    mesh: Mesh,
     network: nn.Module,
     cuts: Sequence[int],
     data: Sequence[Tensor],
     schedule: Schedule = "1f1b",
-    recompute: Recompute = "none",
+    recompute: Recompute | Sequence[Recompute] = "none",
+    pace: Pace | None = None,
+    limit: int | None = None,
     predicted: int | None = None,
 ) -> dict[str, Any]:
     """A training step and a prediction (of the first few only, if `predicted`); the network is float64."""
     shapes = [tuple(x.shape) for x in data]
-    placement = place(record_for(network, shape=shapes[0], precision="float64", device="cpu"), cuts)
-    owned = [name for name, owner in owners_of(network, placement).items() if owner == world.rank]
-    hold(network, owned=owned, device=world.device)
-    runner = PipelineRunner(
-        network, placement, world=world, precision="float64", schedule=schedule, recompute=recompute
-    )
+    choices = choices_of(mesh, cuts, schedule, recompute, micro_batches=len(data), limit=limit)
+    runner, owned = runner_of(mesh, network, choices, shape=shapes[0], precision="float64", pace=pace)
     losses = runner.step(shapes, load=lambda m: data[m].clone(), loss=lambda m, out: loss_of(out), seed=5)
     result: dict[str, Any] = {
         "gradients": {name: p.grad for name, p in network.named_parameters() if name in owned},
@@ -47,7 +78,7 @@ def run_stage(
     }
     network.eval()
     outputs = list(runner.predict(shapes[:predicted], load=lambda m: data[m].clone()))
-    return result | ({"losses": losses, "outputs": outputs} if world.last else {})
+    return result | ({"losses": losses, "outputs": outputs} if runner.yields_output else {})
 
 
 def run_whole(network: nn.Module, data: Sequence[Tensor], predicted: int | None = None) -> dict[str, Any]:
@@ -67,11 +98,11 @@ def run_whole(network: nn.Module, data: Sequence[Tensor], predicted: int | None 
         return result | {"outputs": [network(x.clone()) for x in data[:predicted]]}
 
 
-def together(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the stages hold, as of one device."""
-    whole = dict(stages[-1])
+def together(devices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the devices hold, as of one."""
+    whole: dict[str, Any] = {key: value for device in devices for key, value in device.items()}
     for part in ("gradients", "buffers"):
-        whole[part] = {name: tensor for stage in stages for name, tensor in stage[part].items()}
+        whole[part] = {name: tensor for device in devices for name, tensor in device[part].items()}
     return whole
 
 
