@@ -57,19 +57,21 @@ def _ping_pong(world: World, size: int, *, quick: bool) -> float | None:
         return None
 
     def exchange() -> None:
+        sending = world.channels.group("forward", source=world.rank, target=partner)
+        receiving = world.channels.group("forward", source=partner, target=world.rank)
         if world.rank < partner:
-            dist.send(there, partner, group=world.forward)
-            dist.recv(there, partner, group=world.forward)
+            dist.send(there, partner, group=sending)
+            dist.recv(there, partner, group=receiving)
         else:
-            dist.recv(there, partner, group=world.forward)
-            dist.send(there, partner, group=world.forward)
+            dist.recv(there, partner, group=receiving)
+            dist.send(there, partner, group=sending)
 
     return _repeat(world, exchange, quick=quick) / 2
 
 
 def _all_reduce(world: World, size: int, *, quick: bool) -> float:
     data = torch.zeros(size // 4, device=world.device)
-    return _repeat(world, lambda: dist.all_reduce(data, group=world.forward), quick=quick)
+    return _repeat(world, lambda: dist.all_reduce(data), quick=quick)
 
 
 def _repeat(world: World, call: Callable[[], object], *, quick: bool) -> float:
