@@ -100,8 +100,9 @@ def _prepare(
     plans = _plans(job, network, devices=devices, given=plan, margin=margin)
     begin_run(run, config, Task(job.classes, job.stride, job.window))
     write_text(run / "plan.json", plans_to_json(plans))
-    for number, made in enumerate(plans, start=1) if console is not None else ():
-        console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)
+    if console is not None:
+        for number, made in enumerate(plans, start=1):
+            console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)
     return job, plans
 
 

@@ -15,7 +15,7 @@ from lampseg.partition import Plan
 from lampseg.units import format_bytes
 
 RECORD = "out_of_memory.json"
-MARGIN = 1.1
+MARGIN = 1.2
 """The next plan needs so many times less than the one that failed."""
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -39,8 +39,8 @@ class Shortage:
     def text(self) -> str:
         return (
             f"rank {self.rank} ran out of memory in {self.during} of curriculum stage {self.stage + 1}: the plan "
-            f"predicted {format_bytes(self.predicted_bytes)} for it, it held {format_bytes(self.measured_bytes)} when it "
-            "asked for more"
+            f"predicted {format_bytes(self.predicted_bytes)} for it, it held {format_bytes(self.measured_bytes)} when "
+            "it asked for more"
         )
 
 
