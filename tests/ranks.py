@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lampseg.parallel.world import World
+from lampseg.parallel.mesh import Mesh
+from lampseg.parallel.world import Channels, World
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 120) -> list[Any]:
@@ -69,8 +70,19 @@ def _main(
 def sub_world(size: int) -> World | None:
     """A world of the first `size` ranks; every rank must call it; None on the others."""
     ranks = list(range(size))
-    forward, backward, control = (dist.new_group(ranks) for _ in range(3))
+    channels = Channels.create(lambda: dist.new_group(ranks))
+    control = dist.new_group(ranks)
     rank = dist.get_rank()
-    if rank >= size:
+    return World(rank, size, torch.device("cpu"), channels, control) if rank < size else None
+
+
+def sub_mesh(replicas: int, devices: int) -> Mesh | None:
+    """A mesh of the first ranks; every rank must call it; None on the others."""
+    world = sub_world(replicas * devices)
+    if replicas == 1:
+        return None if world is None else Mesh(world, 1, devices)
+    table = torch.arange(replicas * devices).view(replicas, devices)
+    rows, columns = ([dist.new_group(ranks) for ranks in lines.tolist()] for lines in (table, table.T))
+    if world is None:
         return None
-    return World(rank, size, torch.device("cpu"), forward, backward, control)
+    return Mesh(world, replicas, devices, rows[world.rank // devices], columns[world.rank % devices])

@@ -36,22 +36,46 @@ class Plan:
     """Largest volume in voxels, to plan without data."""
     classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of classes with the background, to plan without data."""
+    largest_patch: bool = False
+    """Instead: the largest patch that fits the devices, with the last curriculum stage's batch."""
+    fewest_devices: Annotated[str | None, tyro.conf.arg(metavar="MEMORY")] = None
+    """Instead: the fewest devices of so much memory each (such as 16GiB) on which the last curriculum stage fits."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        from lampseg.commands.plan import plan
+        from lampseg.commands.plan import plan_fewest_devices, plan_largest_patch, subject_of
         from lampseg.config import load_config
+        from lampseg.partition import Plan as PlanValue
         from lampseg.partition import plans_to_json
+        from lampseg.partition.show import show_plan
+        from lampseg.training.plans import make_plans
 
+        if self.largest_patch and self.fewest_devices is not None:
+            raise UserError("--largest-patch and --fewest-devices are two questions: ask one at a time")
         config = load_config(self.config, overrides=_with_devices(overrides, self.devices))
-        plans = plan(config, shape=self.shape, classes=self.classes)
-        console = Console()
+        errors = Console(stderr=True)
+        with errors.status("planning"):
+            subject = subject_of(config, shape=self.shape, classes=self.classes)
+            plans: tuple[PlanValue, ...]
+            if self.largest_patch:
+                size, made = plan_largest_patch(subject)
+                titles, plans = [f"the largest patch that fits: {list(size)}"], (made,)
+            elif self.fewest_devices is not None:
+                made = plan_fewest_devices(subject, memory=self.fewest_devices)
+                titles, plans = [f"the fewest devices of {self.fewest_devices}: {made.choices.devices}"], (made,)
+            else:
+                plans = make_plans(subject)
+                titles = [
+                    f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}"
+                    for number, stage in enumerate(config.curriculum, start=1)
+                ]
         if self.json:
             sys.stdout.write(plans_to_json(plans) + "\n")
             sys.stdout.flush()
             return
-        for number, (stage, made) in enumerate(zip(config.curriculum, plans), start=1):
-            console.print(f"curriculum stage {number}: patch {stage.patch}, batch {stage.batch}", highlight=False)
-            console.print(made.table())
+        console = Console()
+        for title, made in zip(titles, plans, strict=True):
+            console.rule(title, align="left")
+            console.print(show_plan(made), highlight=False)
 
 
 @dataclass(frozen=True)
@@ -70,13 +94,15 @@ class Train:
     """How many processes (CUDA if present, else CPU): 2, or 2x16GiB to state the memory of each."""
     resume: bool = False
     """Continue at the last checkpoint, also on another number of devices."""
+    plan: Path | None = None
+    """Plans to use instead of the planner's: a file of `lampseg plan --json`, perhaps edited."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from lampseg.commands.train import train
         from lampseg.config import load_config
 
         config = load_config(self.config, overrides=_with_devices(overrides, self.devices))
-        train(config, run=self.run_folder, resume=self.resume)
+        train(config, run=self.run_folder, resume=self.resume, plan=self.plan)
 
 
 @dataclass(frozen=True)

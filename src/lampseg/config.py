@@ -123,13 +123,28 @@ class ParallelConfig(Section):
 
     devices: int | str | None = None
     """`2`, or `2x16GiB` to state each device's memory; None: every visible GPU, else one CPU process."""
-    mode: Literal["auto", "pipeline"] = "auto"
-    schedule: Literal["gpipe", "1f1b"] = "1f1b"
-    micro_batches: PositiveInt | Literal["auto"] = "auto"
-    """How many micro-batches a mini-batch is cut into; auto: min(batch, 8), the same for any device count."""
-    recompute: Literal["none", "all_but_last", "all"] = "none"
+    mode: Literal["auto", "pipeline", "data"] = "auto"
+    """pipeline: all devices share one network; data: each has a copy; auto: what is faster and fits, or a mixture."""
+    replicas: PositiveInt | Literal["auto"] = "auto"
+    """Copies of the network that share the micro-batches of a step."""
+    schedule: Literal["auto", "gpipe", "1f1b", "interleaved", "v"] = "auto"
+    micro_batches: PositiveInt | Literal["auto", "any"] = "auto"
+    """How many micro-batches a mini-batch is cut into. auto: the planner's choice if that makes no difference to the
+    result, else (BatchNorm, dropout) min(batch, 8), the same for any device count; any: the planner's choice."""
+    recompute: Literal["auto", "none", "all_but_last", "all"] = "auto"
+    """Run the forward again in the backward, instead of keeping its activations; auto: in the stages that need it."""
+    hardware: str | None = None
+    """Whose speeds to plan with: a preset such as h100, or a file of `lampseg calibrate`; None: this machine's."""
+    replan: bool = True
+    """After running out of memory, plan once more with a margin learnt from it, and continue at the last checkpoint."""
     timeout: Annotated[PositiveFloat, Field(le=30 * 24 * 3600)] = 1800.0
     """Seconds after which a rank that waits for a silent peer gives up."""
+
+    @model_validator(mode="after")
+    def _replicas_fit_mode(self) -> "ParallelConfig":
+        if self.mode == "pipeline" and self.replicas not in ("auto", 1):
+            raise ValueError(f"mode pipeline has one copy of the network, replicas is {self.replicas}: leave one out")
+        return self
 
 
 class ValidationConfig(Section):
@@ -199,7 +214,8 @@ _EXPECTED = {
     "window": "two numbers, the lower first, such as [-21, 89]; leave it out to normalise instead",
     "class_weights": "`auto`, `equal`, or a list of one number above 0 for each class, background first",
     "devices": "a number such as 2, or 2x16GiB to state the memory of each",
-    "micro_batches": "a whole number above 0, or `auto`",
+    "micro_batches": "a whole number above 0, `auto` or `any`",
+    "replicas": "a whole number above 0, or `auto`",
 }
 _FILL_IN = {
     "data": "add `data: {root: FOLDER}`",

@@ -81,6 +81,31 @@ class UpdatesABufferThatItReads(ThreeConvolutions):
         return self.c(y)
 
 
+class PassesABufferOn(ThreeConvolutions):
+    """A later stage reads a view of a buffer, which the next micro-batch may have changed by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean((0, 2), keepdim=True), alpha=0.1)
+        view = self.mean[:, :, 0:]
+        return self.c(self.b(x)) + view
+
+
+class SharesGradients(ThreeConvolutions):
+    """Autograd hands one gradient to two values: neither may be added to in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y, z = x * 2, x * 3
+        u = self.b(y).tanh() + z.sum()
+        return self.c(u) + (y + z)
+
+
 class WritesIntoItsInput(ThreeConvolutions):
     def forward(self, x: Tensor) -> Tensor:
         x.sub_(x.mean()).div_(3)

@@ -1,5 +1,6 @@
 """What the pipeline must equal one device on: networks, shapes, schedules; and how either runs a case."""
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lampseg.networks import SEUNet, UNet
-from lampseg.parallel.pipeline import PipelineRunner, actions, runner
+from lampseg.parallel.mesh import Mesh
+from lampseg.parallel.pipeline import PipelineRunner, places_of, runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.parallel.world import World
 from lampseg.partition import Graph, Training, make_plan, place, planner, record_for
-from lampseg.partition.cost import Recompute, Schedule
-from tests.ranks import sub_world
+from lampseg.partition.plan import Choices, Recompute
+from lampseg.partition.schedule import Pace, Schedule
+from tests.ranks import sub_mesh
 
 CLASSES = 3
 FEATURES = (4, 4, 8, 8, 8, 4)
@@ -42,13 +44,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "segresnet": lambda: SegResNet(3, 8, 1, CLASSES, blocks_down=(1, 1), blocks_up=(1,)),
     "attention-unet": lambda: AttentionUnet(3, 1, CLASSES, (4, 8, 8), (2, 2)),
 }
-FULL = ("unet", "unet-instance", "seunet", "dynunet", "dynunet-deep", "basicunet", "basicunet-batch")
-"""These run with every number of stages and of micro-batches."""
+FULL = ("unet", "seunet", "dynunet-deep", "basicunet")
+"""These run by every schedule, recompute and arrangement."""
+BRIEF = ("unet-instance", "dynunet", "basicunet-batch")
+"""These by a few of each."""
 EVEN = ((1, 1, 8, 16, 8),) * 4
-MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8))
+MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8), (1, 1, 16, 8, 24))
 # BasicUNet halves four times and pads odd sizes itself, so that its operations differ between these shapes.
-LARGE = ((1, 1, 32, 16, 16),) * 4
-ODD = ((1, 1, 33, 19, 16), (1, 1, 18, 32, 17), (2, 1, 16, 33, 16), (1, 1, 37, 16, 17))
+ODD = ((1, 1, 33, 19, 16), (1, 1, 18, 32, 17), (2, 1, 16, 33, 16), (1, 1, 37, 16, 17), (1, 1, 16, 18, 32))
+MESHES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2))
+"""Replicas and devices of each: as many processes as their product."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,14 @@ class Case:
     """One network run in one way."""
 
     network: str
-    stages: int
+    devices: int
     shapes: tuple[tuple[int, ...], ...]
     schedule: Schedule = "1f1b"
-    recompute: Recompute = "none"
+    recompute: tuple[Recompute, ...] = ("none",)
+    """Of the stages in turn."""
+    replicas: int = 1
+    each: int = 2
+    """Stages a device, if interleaved."""
     precision: str = "float64"
     planned_on: tuple[int, ...] | None = None
     """The plan's shape, if not that of the first micro-batch."""
@@ -71,10 +80,20 @@ class Case:
     """How often to train and then evaluate."""
 
     @property
+    def stages(self) -> int:
+        return self.devices * {"gpipe": 1, "1f1b": 1, "v": 2, "interleaved": self.each}[self.schedule]
+
+    @property
+    def mesh(self) -> tuple[int, int]:
+        return self.replicas, self.devices
+
+    @property
     def id(self) -> str:
-        parts = [self.network, f"K{self.stages}", f"M{len(self.shapes)}", self.schedule, self.recompute]
-        extra = {"precision": "float64", "cut_seed": None, "frozen": "", "rounds": 1, "planned_on": None}
-        parts += [f"{name}={value}" for name, usual in extra.items() if (value := getattr(self, name)) != usual]
+        parts = [self.network, f"{self.replicas}x{self.devices}", f"M{len(self.shapes)}", self.schedule]
+        parts += ["+".join(self.recompute)]
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        shown = ("precision", "cut_seed", "frozen", "rounds", "planned_on", "each")
+        parts += [f"{name}={value}" for name in shown if (value := getattr(self, name)) != usual[name]]
         return "-".join(parts).replace(" ", "")
 
 
@@ -123,14 +142,20 @@ def one_device(case: Case) -> dict[str, Any]:
     }
 
 
-def cuts_of(case: Case, network: nn.Module, graph: Graph) -> Sequence[int]:
+def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pace]:
+    """What a plan says of a case."""
+    pace = Pace.even(case.stages)
     if case.cut_seed is not None:
         allowed = [at for at in range(1, len(graph.operations)) if at not in graph.forbidden]
-        return sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1))
-    shape = case.planned_on or case.shapes[0]
-    training = Training(len(case.shapes), case.schedule, case.recompute)
-    plan = make_plan(network, shape=shape, stages=case.stages, training=training, precision=case.precision)
-    return plan.cuts
+        cuts = tuple(sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1)))
+    else:
+        shape = case.planned_on or case.shapes[0]
+        plan = make_plan(
+            network, shape=shape, stages=case.stages, training=Training(len(case.shapes)), precision=case.precision
+        )
+        cuts, pace = plan.cuts, plan.pace
+    recompute = tuple(itertools.islice(itertools.cycle(case.recompute), case.stages))
+    return Choices(case.devices, case.replicas, len(case.shapes), case.schedule, cuts, recompute), pace
 
 
 _graphs: dict[Any, Graph] = {}
@@ -139,108 +164,136 @@ _graphs: dict[Any, Graph] = {}
 def recorded_once(network: nn.Module, **options: Any) -> Graph:
     """`record_for`, remembered: most cases record what others did already, and it takes longer than the run."""
     parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    key = (repr(network), str(parameters), network.training, str(options))
+    # What its printed form does not show, such as whether it returns the outputs for deep supervision.
+    kinds = bool | int | float | str | tuple
+    settings = [(key, value) for m in network.modules() for key, value in vars(m).items() if isinstance(value, kinds)]
+    key = (repr(network), str(parameters), str(settings), str(options))
     if key not in _graphs:
         _graphs[key] = record_for(network, **options)
     return _graphs[key]
 
 
-def split(world: World, case: Case) -> dict[str, Any]:
-    """The same as one stage of a pipeline."""
+def split(mesh: Mesh, case: Case) -> dict[str, Any]:
+    """The same on one device of several."""
     network, data = build(case), inputs(case)
-    graph = recorded_once(
-        network, shape=case.planned_on or case.shapes[0], precision=case.precision, device=world.device.type
-    )
-    placement = place(graph, cuts_of(case, network, graph))
-    owned = [key for key, owner in owners_of(network, placement).items() if owner == world.rank]
-    hold(network, owned=owned, device=world.device)
-    stage = PipelineRunner(
-        network,
-        placement,
-        world=world,
-        precision=case.precision,
-        schedule=case.schedule,
-        recompute=case.recompute,
-    )
-    losses: list[float] = []
-    outputs: list[Any] = []
+    graph = recorded_once(network, shape=case.planned_on or case.shapes[0], precision=case.precision, device="cpu")
+    choices, pace = split_of(case, network, graph)
+    placement = place(graph, choices.cuts)
+    places = places_of(choices)
+    owned = [key for key, stage in owners_of(network, placement).items() if places[stage] == mesh.device]
+    hold(network, owned=owned, device=mesh.world.device)
+    mine = PipelineRunner(network, placement, mesh=mesh, choices=choices, pace=pace, precision=case.precision)
+    losses: list[list[float]] = []
+    outputs: list[list[Any]] = []
+    block = mesh.share(len(data))
     for _ in range(case.rounds):
         network.train()
-        losses += stage.step(case.shapes, load=lambda m: data[m], loss=lambda m, out: loss_of(out, len(data)), seed=1)
+        losses.append(
+            mine.step(case.shapes, load=lambda m: data[m], loss=lambda m, out: loss_of(out, len(data)), seed=1)
+        )
         network.eval()
-        outputs += list(stage.predict(case.shapes, load=lambda m: data[m]))
+        outputs.append(list(mine.predict([case.shapes[m] for m in block], load=lambda n: data[block[n]])))
     assert all(tensor.is_meta == (key not in owned) for key, tensor in named_state(network).items())
-    result: dict[str, Any] = {"owned": owned}
+    assert mine.seconds.keys() == {stage for stage, place in enumerate(places) if place == mesh.device}
+    result: dict[str, Any] = {"replica": mesh.replica}
     result["gradients"] = {key: p.grad for key, p in network.named_parameters() if key in owned}
     result["buffers"] = {key: b for key, b in network.named_buffers() if key in owned}
-    return result | ({"losses": losses, "outputs": outputs} if world.last else {})
+    return result | ({"losses": losses, "outputs": outputs} if mine.yields_output else {})
 
 
 def merged(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the stages hold together."""
-    whole: dict[str, Any] = {"gradients": {}, "buffers": {}}
-    owned: list[str] = []
-    for result in ranks:
-        owned += result["owned"]
-        whole["gradients"] |= result["gradients"]
-        whole["buffers"] |= result["buffers"]
-        whole |= {key: result[key] for key in ("losses", "outputs") if key in result}
-    assert len(owned) == len(set(owned)), "a tensor has two owners"
-    return whole
+    """What the devices hold together; the replicas must hold the same."""
+    replicas: list[dict[str, Any]] = []
+    for number in range(1 + max(result["replica"] for result in ranks)):
+        whole: dict[str, Any] = {"gradients": {}, "buffers": {}}
+        for result in ranks:
+            if result["replica"] == number:
+                for part in ("gradients", "buffers"):
+                    assert not whole[part].keys() & result[part].keys(), "a tensor has two owners"
+                    whole[part] |= result[part]
+                whole |= {key: result[key] for key in ("losses", "outputs") if key in result}
+        replicas.append(whole)
+    first = replicas[0]
+    for other in replicas[1:]:
+        for part in ("gradients", "buffers"):
+            torch.testing.assert_close(other[part], first[part], rtol=0, atol=0)
+    for part in ("losses", "outputs"):
+        rounds = zip(*(replica[part] for replica in replicas), strict=True)
+        first[part] = [item for blocks in rounds for block in blocks for item in block]
+    return first
 
 
 def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any] | None]:
-    """On each rank: every case that it has a stage of."""
-    worlds = {size: sub_world(size) for size in (1, 2, 3, 4)}
+    """On each rank: every case that it has a part in."""
+    meshes = {shape: sub_mesh(*shape) for shape in MESHES}
     runner.record_for = planner.record_for = recorded_once
-    return [split(world, case) if (world := worlds[case.stages]) is not None else None for case in cases]
+    return [split(mesh, case) if (mesh := meshes[case.mesh]) is not None else None for case in cases]
+
+
+RECOMPUTE: tuple[tuple[Recompute, ...], ...] = (("none",), ("all",), ("all_but_last",), ("none", "all"))
+SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "v")
+
+
+def shapes_of(name: str) -> tuple[tuple[int, ...], ...]:
+    return ODD if name.startswith("basicunet") else MIXED
 
 
 def full_cases(name: str) -> list[Case]:
-    """K = 1, 2, 3, 4 and M = 1, 2, 4; both schedules where they differ most; recompute in turn."""
-    even, mixed = (LARGE, ODD) if name.startswith("basicunet") else (EVEN, MIXED)
+    """Every schedule with every recompute, on every mesh and with 2 to 5 micro-batches in turn."""
+    shapes = shapes_of(name)
+    turn = FULL.index(name)
     cases = []
-    turn = itertools.cycle(("none", "all", "all_but_last"))
-    for stages, count in itertools.product((1, 2, 3, 4), (1, 2, 4)):
-        schedules: tuple[Schedule, ...] = ("gpipe", "1f1b") if count == 4 and stages > 1 else ("1f1b",)
-        if count == 2 and stages in (1, 3):
-            schedules = ("gpipe",)
-        for schedule in schedules:
-            shapes = mixed if count == 4 else even[:count]
-            cases.append(Case(name, stages, shapes, schedule, next(turn)))  # type: ignore[arg-type]
+    for n, (schedule, recompute) in enumerate(itertools.product(SCHEDULES, RECOMPUTE)):
+        # Odd steps: each schedule meets other numbers in each network.
+        replicas, devices = ((1, 2), (1, 3), (1, 4), (2, 2))[(n + n // 4 + turn) % 4]
+        count = 2 + (n + n // 4 * 3 + turn) % 4
+        each = 3 if schedule == "interleaved" and devices == 2 else 2
+        cases.append(Case(name, devices, shapes[:count], schedule, recompute, replicas, each))
+    cases += [
+        Case(name, 1, shapes[:5], "1f1b", ("none",), 2),
+        Case(name, 1, shapes[:4], "v", ("all", "none"), 3),
+        Case(name, 1, shapes[:3], "gpipe", ("all",)),
+        Case(name, 1, shapes[:2], "interleaved", ("none", "all", "all_but_last"), each=3),
+        Case(name, 4, shapes[:1]),
+    ]
     return cases
 
 
-def differ(stages: int, count: int) -> bool:
-    """Whether the two schedules are not the same."""
-    order = [
-        [actions(s, stage=k, stages=stages, micro_batches=count) for k in range(stages)] for s in ("gpipe", "1f1b")
+def brief_cases(name: str) -> list[Case]:
+    shapes = shapes_of(name)
+    return [
+        Case(name, 4, shapes[:4], "gpipe", ("all_but_last",)),
+        Case(name, 3, shapes[:3], "1f1b", ("none",)),
+        Case(name, 2, shapes[:4], "v", ("none", "all")),
+        Case(name, 2, shapes[:5], "interleaved", ("all",), 2),
     ]
-    return order[0] != order[1]
 
 
 def special_cases() -> list[Case]:
-    shapes: dict[str, Any] = {"shapes": MIXED}
+    shapes: dict[str, Any] = {"shapes": MIXED[:4]}
+    mixed: tuple[Recompute, ...] = ("none", "all", "all_but_last")
     return [
-        # Every recompute mode with BatchNorm, four stages and four micro-batches; a round more.
-        *(Case("unet", 4, schedule="gpipe", recompute=mode, rounds=2, **shapes) for mode in ("none", "all_but_last")),
-        Case("unet", 4, recompute="all", rounds=2, **shapes),
-        Case("basicunet-batch", 3, (*ODD[:2],), recompute="all_but_last", rounds=2),
+        # BatchNorm: more rounds, so that the joined statistics are where the next step begins.
+        Case("unet", 4, schedule="gpipe", recompute=("all_but_last",), rounds=2, **shapes),
+        Case("unet", 2, MIXED[:5], "v", mixed, 2, rounds=3),
+        Case("unet", 1, MIXED[:5], replicas=4, rounds=2),
+        Case("basicunet-batch", 2, ODD[:3], "1f1b", ("all_but_last",), 2, rounds=2),
         # A plan made for one shape, used for others; with other operations too.
         Case("seunet", 3, planned_on=(1, 1, 32, 32, 32), **shapes),
-        Case("basicunet", 3, ODD[:2], planned_on=(1, 1, 32, 32, 32)),
+        Case("basicunet", 2, ODD[:2], "v", planned_on=(1, 1, 32, 32, 32)),
         # No gradient for the encoder: nothing comes back to the stages that hold it.
-        *(Case("unet", k, frozen="encoders", recompute=mode, **shapes) for k, mode in ((2, "none"), (4, "all"))),
-        *(Case(name, k, EVEN[:2]) for name in ("monai-unet", "segresnet", "attention-unet") for k in (2, 4)),
-        # Cuts where no planner would put them; with four stages, skips pass over two others.
+        Case("unet", 2, frozen="encoders", **shapes),
+        Case("unet", 4, frozen="encoders", schedule="v", recompute=("all",), **shapes),
+        Case("unet", 2, frozen="encoders", schedule="interleaved", recompute=mixed, replicas=2, **shapes),
+        *(Case(name, k, EVEN[:2], way) for name in ("monai-unet", "segresnet", "attention-unet") for k, way in TWICE),
+        # Cuts where no planner would put them; with four stages and more, skips pass over others.
         *(
-            Case(name, k, MIXED[:2], schedule, mode, cut_seed=seed)  # type: ignore[arg-type]
-            for seed, (name, k, schedule, mode) in enumerate(
+            Case(name, k, MIXED[:3], schedule, recompute, cut_seed=seed)
+            for seed, (name, k, (schedule, recompute)) in enumerate(
                 itertools.product(
-                    ("unet", "seunet", "dynunet-deep", "attention-unet"),
-                    (3, 4),
-                    ("gpipe", "1f1b"),
-                    ("none", "all"),
+                    ("unet", "dynunet-deep", "attention-unet"),
+                    (2, 4),
+                    (("gpipe", ("all",)), ("interleaved", mixed), ("v", mixed)),
                 )
             )
         ),
@@ -248,16 +301,28 @@ def special_cases() -> list[Case]:
     ]
 
 
+TWICE: tuple[tuple[int, Schedule], ...] = ((2, "v"), (4, "1f1b"))
+
+
 def dropout_cases() -> list[Case]:
     """The first is the reference: our own run on one device."""
-    modes: tuple[Recompute, ...] = ("none", "all_but_last", "all")
-    split_cases = (Case("basicunet-dropout", k, ODD[:2], recompute=mode) for k in (2, 4) for mode in modes)
-    return [Case("basicunet-dropout", 1, ODD[:2]), *split_cases]
+    name = "basicunet-dropout"
+    return [
+        Case(name, 1, ODD[:3]),
+        Case(name, 4, ODD[:3], recompute=("all",)),
+        Case(name, 2, ODD[:3], "v", ("all_but_last", "none")),
+        Case(name, 2, ODD[:3], "interleaved", ("all", "none"), 2),
+        Case(name, 1, ODD[:3], recompute=("all",), replicas=3),
+    ]
 
 
 def bfloat16_cases() -> list[Case]:
-    return [Case("unet", k, EVEN[:2], precision="bfloat16") for k in (1, 2)]
+    return [Case("unet", 1, EVEN[:2], precision="bfloat16"), Case("unet", 2, EVEN[:2], "v", precision="bfloat16")]
 
 
-EXACT = [*(case for name in FULL for case in full_cases(name)), *special_cases()]
+EXACT = [
+    *(case for name in FULL for case in full_cases(name)),
+    *(case for name in BRIEF for case in brief_cases(name)),
+    *special_cases(),
+]
 CASES = [*EXACT, *dropout_cases(), *bfloat16_cases()]

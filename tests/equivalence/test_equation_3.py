@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lampseg.networks import UNet
 from lampseg.partition import Graph, Placement, place, record_for
-from tests.equivalence.one_stage import run_stage
+from tests.equivalence.one_device import run_device
 from tests.equivalence.threads import Messages, run_threads
 
 SHAPE = (1, 1, 64, 32, 32)
@@ -102,7 +102,7 @@ def test_what_travels_is_the_blocks_output() -> None:
         )
     reference(x)
     messages: Messages = {}
-    run_threads(run_stage, 3, network, cuts, [x], messages=messages)
+    run_threads(run_device, 3, network, cuts, [x], messages=messages)
     for (source, target), blocks in {(0, 1): ["e2"], (0, 2): ["e1", "e2"], (1, 2): ["d3"]}.items():
         sent = messages["forward", source, target][: len(blocks)]  # the rest is the prediction
         for tensor, block in zip(sent, blocks, strict=True):

@@ -1,21 +1,23 @@
-"""The pipeline equals one device: outputs, loss, every gradient and buffer, for every K, M, schedule and shape."""
+"""The pipeline equals one device: outputs, loss, every gradient and buffer, by every schedule, on any mesh."""
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
 from tests.equivalence.cases import (
+    BRIEF,
     EXACT,
     FULL,
+    RECOMPUTE,
+    SCHEDULES,
     Case,
     bfloat16_cases,
-    differ,
     dropout_cases,
     full_cases,
     one_device,
-    special_cases,
 )
 
 pytestmark = pytest.mark.timeout(300)  # the first test waits for all cases
@@ -71,13 +73,13 @@ def test_mixed_precision_does_not_depend_on_the_split(split_results: Results) ->
 
 
 def test_cases_cover_what_they_should() -> None:
+    every: set[tuple[str, int, int]] = set()
     for name in FULL:
         cases = full_cases(name)
-        assert {(case.stages, len(case.shapes)) for case in cases} == {(k, m) for k in (1, 2, 3, 4) for m in (1, 2, 4)}
-        both = {(c.stages, len(c.shapes)) for c in cases if c.schedule == "gpipe"} & {
-            (c.stages, len(c.shapes)) for c in cases if c.schedule == "1f1b"
-        }
-        assert both == {(2, 4), (3, 4), (4, 4)}
-        assert all(differ(*pair) for pair in both)
-    modes = {case.recompute for case in special_cases() if case.network == "unet" and case.stages == 4}
-    assert modes == {"none", "all_but_last", "all"}
+        assert {(case.schedule, case.recompute) for case in cases} >= set(itertools.product(SCHEDULES, RECOMPUTE))
+        assert {case.mesh for case in cases} >= {(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (2, 2)}
+        assert {len(case.shapes) for case in cases} == {1, 2, 3, 4, 5}
+        every |= {(case.schedule, *case.mesh) for case in cases}
+    several = {(schedule, *mesh) for schedule in SCHEDULES for mesh in ((1, 2), (1, 3), (1, 4), (2, 2))}
+    assert every >= several
+    assert {case.network for case in EXACT} >= {*FULL, *BRIEF, "monai-unet", "segresnet", "attention-unet"}

@@ -1,6 +1,8 @@
-"""Stages as threads of one process: the runner itself, over queues instead of gloo, to try many cuts in little time.
+"""Devices as threads of one process: the runner itself, over queues instead of gloo, to try many cuts in little time.
 
-One thread computes at a time (the baton), so that torch's one default generator is not shared by two at once.
+The queues are as strict as NCCL: there are no tags, the messages of one group between two ranks are matched in order,
+a send is only done when it has been received, and its memory is read no earlier than that. One thread computes at a
+time (the baton), so that torch's one default generator is not shared by two at once.
 """
 
 import copy
@@ -14,33 +16,69 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import transport
-from lampseg.parallel.world import World
+from lampseg.parallel.world import Channels, World
 
 PATIENCE = 60.0
-"""Seconds without any progress after which a stage gives up waiting: the stages' messages do not match."""
-
+"""Seconds without any progress after which a device gives up waiting."""
 
 Messages = dict[tuple[str, int, int], list[Tensor]]
 """What was sent, in order, by (forward or backward, source, target)."""
 
 
+class Deadlock(AssertionError):
+    """Every device waits for another."""
+
+
+@dataclass
+class _Line:
+    """The messages of one group from one rank to another."""
+
+    sent: list[Tensor] = field(default_factory=list)
+    posted: list[Tensor] = field(default_factory=list)
+    done: int = 0
+
+    def match(self) -> None:
+        while self.done < min(len(self.sent), len(self.posted)):
+            tensor, buffer = self.sent[self.done], self.posted[self.done]
+            assert (tensor.shape, tensor.dtype) == (buffer.shape, buffer.dtype), f"{tensor.shape} for {buffer.shape}"
+            buffer.copy_(tensor)
+            self.done += 1
+
+
 @dataclass
 class _Post:
-    """What all stages share."""
+    """What all devices share."""
 
-    sent: Messages = field(default_factory=dict)
-    posted: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    size: int
+    lines: dict[tuple[str, int, int], _Line] = field(default_factory=dict)
     items: dict[int, list[Any]] = field(default_factory=dict)
     baton: threading.Condition = field(default_factory=threading.Condition)
     failed: list[BaseException] = field(default_factory=list)
     rank: threading.local = field(default_factory=threading.local)
+    waiting: dict[int, tuple[Callable[[], bool], str]] = field(default_factory=dict)
+    """What each rank waits for that waits; one that has ended waits for nothing any more."""
 
     def wait_for(self, arrived: Callable[[], bool], what: str) -> None:
+        rank = self.rank.number
+        self.waiting[rank] = (arrived, what)
+        self.check()
         ready = self.baton.wait_for(lambda: bool(self.failed) or arrived(), timeout=PATIENCE)
+        del self.waiting[rank]
         if self.failed:
-            raise ConnectionError("another stage failed")
-        assert ready, f"rank {self.rank.number} waits in vain for {what}"
+            raise ConnectionError("another device failed")
+        assert ready, f"rank {rank} waits in vain for {what}"
+
+    def ended(self) -> None:
+        self.waiting[self.rank.number] = (lambda: False, "nothing")
+        self.check()
+
+    def check(self) -> None:
+        """Raises Deadlock if nobody can go on."""
+        stuck = {rank: what for rank, (arrived, what) in self.waiting.items() if not arrived()}
+        if len(stuck) == self.size and any(what != "nothing" for what in stuck.values()) and not self.failed:
+            raise Deadlock(f"all wait in vain: {stuck}")
 
 
 class ThreadWorld(World):
@@ -61,23 +99,21 @@ class ThreadWorld(World):
 @contextmanager
 def _queues_for_gloo(post: _Post) -> Iterator[None]:
     def isend(tensor: Tensor, target: int, *, group: str) -> Any:
-        post.sent.setdefault((group, post.rank.number, target), []).append(tensor.clone())
-        post.baton.notify_all()
-        return SimpleNamespace(wait=lambda: None)
+        key = (group, post.rank.number, target)
+        line = post.lines.setdefault(key, _Line())
+        line.sent.append(tensor)
+        return promise(line, len(line.sent), f"send {len(line.sent)} of {key} to be received")
 
     def irecv(buffer: Tensor, source: int, *, group: str) -> Any:
         key = (group, source, post.rank.number)
-        number = post.posted.get(key, 0)
-        post.posted[key] = number + 1
+        line = post.lines.setdefault(key, _Line())
+        line.posted.append(buffer)
+        return promise(line, len(line.posted), f"message {len(line.posted)} of {key}")
 
-        def wait() -> None:
-            queue = post.sent.setdefault(key, [])
-            post.wait_for(lambda: len(queue) > number, f"message {number} of {key}")
-            assert queue[number].shape == buffer.shape, f"{key}: {queue[number].shape} came for {buffer.shape}"
-            assert queue[number].dtype == buffer.dtype, f"{key}: {queue[number].dtype} came for {buffer.dtype}"
-            buffer.copy_(queue[number])
-
-        return SimpleNamespace(wait=wait)
+    def promise(line: _Line, number: int, what: str) -> Any:
+        line.match()
+        post.baton.notify_all()
+        return SimpleNamespace(wait=lambda: post.wait_for(lambda: line.done >= number, what))
 
     real = transport.dist
     transport.dist = SimpleNamespace(isend=isend, irecv=irecv, Work=object)  # type: ignore[attr-defined]
@@ -88,23 +124,23 @@ def _queues_for_gloo(post: _Post) -> Iterator[None]:
 
 
 def run_threads(function: Callable[..., Any], size: int, *args: Any, messages: Messages | None = None) -> list[Any]:
-    """Calls `function(world, *args)` on `size` threads (args are copied) and returns the results in rank order.
+    """Calls `function(mesh, *args)` on `size` threads (args are copied) and returns the results in rank order.
 
-    What the stages sent to each other is noted in `messages`.
+    The mesh is one replica of `size` devices. What they sent to each other is noted in `messages`.
     """
-    post = _Post()
-    if messages is not None:
-        post.sent = messages
+    post = _Post(size)
     results: list[Any] = [None] * size
+    channels = Channels(*cast(Any, ("forward", "forward", "backward", "backward")))
 
     def work(rank: int) -> None:
         post.rank.number = rank
-        world = ThreadWorld(rank, size, torch.device("cpu"), *cast(Any, ("forward", "backward", "control")))
+        world = ThreadWorld(rank, size, torch.device("cpu"), channels, cast(Any, "control"))
         object.__setattr__(world, "post", post)
         object.__setattr__(world, "rounds", 0)
         with post.baton:
             try:
-                results[rank] = function(world, *copy.deepcopy(args))
+                results[rank] = function(Mesh(world, 1, size), *copy.deepcopy(args))
+                post.ended()
             except BaseException as error:  # noqa: BLE001 (raised again below, in the caller's thread)
                 post.failed.append(error)
                 post.baton.notify_all()
@@ -117,6 +153,8 @@ def run_threads(function: Callable[..., Any], size: int, *args: Any, messages: M
             thread.join()
     if post.failed:
         raise post.failed[0]
-    unread = {key: len(queue) - post.posted.get(key, 0) for key, queue in post.sent.items()}
-    assert not any(unread.values()), f"messages that nobody took: {unread}"
+    unmatched = {key: line for key, line in post.lines.items() if not len(line.sent) == len(line.posted) == line.done}
+    assert not unmatched, f"messages without an end: {unmatched}"
+    if messages is not None:
+        messages.update({key: line.sent for key, line in post.lines.items()})
     return results

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lampseg.errors import UserError
+from lampseg.machine import threads_per_process
 from lampseg.parallel import devices
-from lampseg.parallel.devices import parse_devices, threads_per_process
+from lampseg.parallel.devices import parse_devices
 
 GIB = 2**30
 

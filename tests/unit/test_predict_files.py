@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lampseg.commands.predict import PredictOptions, image_files, weights_file
+from lampseg.commands.run_folder import Task
 from lampseg.errors import UserError
 from lampseg.inference.predictor import output_name
 
@@ -69,6 +70,9 @@ def test_checkpoints_that_are_not_there(name: str, run: Path) -> None:
         weights_file(run, name)
 
 
+TASK = Task(("background", "liver"), (4, 4, 4))
+
+
 def test_a_run_without_checkpoints(tmp_path: Path) -> None:
     for name in ("best", "last"):
         with pytest.raises(UserError, match="there is none yet: train it first"):
@@ -87,10 +91,18 @@ def test_a_run_without_checkpoints(tmp_path: Path) -> None:
 )
 def test_options_that_are_refused(options: PredictOptions, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        options.check((4, 4, 4))
+        options.checked(TASK)
 
 
 def test_options_that_are_possible() -> None:
-    PredictOptions().check((4, 4, 4))
-    PredictOptions(window=(4, 8, 12), overlap=0).check((4, 4, 4))
+    assert PredictOptions().checked(TASK) == PredictOptions()
+    PredictOptions(window=(4, 8, 12), overlap=0).checked(TASK)
     assert PredictOptions().sliding() is None
+
+
+def test_a_network_of_one_size_has_its_window() -> None:
+    task = Task(("background", "liver"), (32, 16, 32), window=(32, 16, 32))
+    for options in (PredictOptions(), PredictOptions(window=(32, 16, 32))):
+        assert options.checked(task).window == (32, 16, 32)
+    with pytest.raises(UserError, match=r"--window: \[32, 32, 32\] .* only takes .*\[32, 16, 32\].*leave --window out"):
+        PredictOptions(window=(32, 32, 32)).checked(task)

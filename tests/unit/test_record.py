@@ -1,11 +1,13 @@
 """The dry run: what it notes of a network, and what it refuses, by name and line."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as checkpointing
+from monai.networks.nets import UNETR, SwinUNETR
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -226,32 +228,99 @@ def _reads_a_hidden_parameter(net: nn.Module, x: Tensor) -> Tensor:
     return _Hidden.apply(x[..., :3])  # type: ignore[no-any-return, no-untyped-call]
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "a decision on data": (_decides, "x.mean() > 0"),
-    "a hook": (_hooks, "x.register_hook("),
-    "a cache": (_caches, "for the next"),
-    "checkpoint": (lambda net, x: _checkpoints(net, x, reentrant=False), "parallel.recompute"),
-    "checkpoint, reentrant": (lambda net, x: _checkpoints(net, x, reentrant=True), "CheckpointFunction"),
-    "a write to a constant": (_writes_a_constant, "net.constant.add_(1)"),
-    "a write to a parameter": (_writes_a_parameter, "b.weight"),
-    "set data": (_sets_data, "x.data = "),
-    "a generator": (_own_generator, "generator"),
-    "autograd.grad": (_differentiates, "`grad`"),
-    "a hidden parameter": (_reads_a_hidden_parameter, "b.weight"),
-    "a mask": (lambda _net, x: x[x > 0], "values of tensors"),
-    "a number": (lambda _net, x: x * x.sum().item(), "values of tensors"),
-    "requires_grad_": (lambda _net, x: x * torch.ones(1).requires_grad_(), "requires_grad_"),
-    "grad_fn": (lambda _net, x: x * (x.grad_fn is None), "grad_fn"),
+def _switches_the_gradient_on(_net: nn.Module, x: Tensor) -> Tensor:
+    return x * torch.ones(1).requires_grad_()
+
+
+def _selects(_net: nn.Module, x: Tensor) -> Tensor:
+    return x[x > 0]
+
+
+def _takes_a_number(_net: nn.Module, x: Tensor) -> Tensor:
+    return x * x.sum().item()
+
+
+def _asks_for_its_history(_net: nn.Module, x: Tensor) -> Tensor:
+    return x * (x.grad_fn is None)
+
+
+def _checkpoints_its_own_function(_net: nn.Module, x: Tensor) -> Tensor:
+    def inner(t: Tensor) -> Tensor:
+        return t * 2
+
+    return checkpointing.checkpoint(inner, x, use_reentrant=False)
+
+
+# What is wrong, the line that does it, and what to do instead.
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    "a decision on data": (_decides, "if x.mean() > 0:", "use `torch.where`"),
+    "a mask": (_selects, "return x[x > 0]", "multiply by a mask instead"),
+    "a number": (_takes_a_number, "x.sum().item()", "instead of a decision, a number"),
+    "a hook": (_hooks, "x.register_hook(", "remove that call"),
+    "a cache": (_caches, "return x * net.cached", "compute it anew in every pass, or register it as a buffer"),
+    "checkpoint": (
+        lambda net, x: _checkpoints(net, x, reentrant=False),
+        "checkpointing.checkpoint(",
+        "use `parallel.recompute: all` instead",
+    ),
+    "checkpoint, reentrant": (
+        lambda net, x: _checkpoints(net, x, reentrant=True),
+        "checkpointing.checkpoint(",
+        "use `parallel.recompute: all` instead",
+    ),
+    "checkpoint of its own function": (
+        _checkpoints_its_own_function,
+        "checkpointing.checkpoint(inner",  # not the line inside
+        "use_checkpoint: false",
+    ),
+    "a write to a constant": (_writes_a_constant, "net.constant.add_", "register it as a buffer"),
+    "a write to a parameter": (_writes_a_parameter, "net.b.weight.clamp_", "`b.weight`: compute with a changed copy"),
+    "set data": (_sets_data, "x.data = ", "remove that call"),
+    "a generator": (_own_generator, "generator=torch.Generator", "remove that argument"),
+    "autograd.grad": (_differentiates, "torch.autograd.grad", "`grad`.*remove that call"),
+    "a hidden parameter": (_reads_a_hidden_parameter, "_Hidden.weight", "`b.weight` .*pass it as an argument"),
+    "requires_grad_": (_switches_the_gradient_on, "requires_grad_", "remove that call"),
+    "grad_fn": (_asks_for_its_history, "x.grad_fn is None", "remove that call"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_with_its_line(what: str) -> None:
-    between, words = REFUSED[what]
-    with pytest.raises(UserError) as caught:
+def test_refused_with_its_line_and_the_remedy(what: str) -> None:
+    between, line, remedy = REFUSED[what]
+    with pytest.raises(UserError, match="can't be split") as caught:
         graph_of(between)
-    assert words in str(caught.value)
-    assert f"{__file__}:" in str(caught.value)
+    message = str(caught.value)
+    named = re.search(rf"\(at {re.escape(__file__)}:\d+, `(.*)`\)", message)
+    assert named is not None, message
+    assert line in named[1]
+    assert re.search(remedy, message), message
+
+
+def test_checkpointing_in_the_transformers_of_monai() -> None:
+    """The line is that which calls `checkpoint`, not one inside the function that is checkpointed."""
+    network = SwinUNETR(1, 2, depths=(1, 1, 1, 1), num_heads=(3, 3, 3, 3), feature_size=12, use_checkpoint=True)
+    with pytest.raises(UserError, match=r"swin_unetr.py:\d+, `x = checkpoint.checkpoint\(self.forward_part1") as caught:
+        record(network, shape=(1, 1, 32, 32, 64))
+    assert "use_checkpoint: false" in str(caught.value)
+
+
+def test_a_size_that_does_not_fit_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    network = UNETR(1, 2, 16, feature_size=2, hidden_size=12, mlp_dim=16, num_heads=3)
+    with pytest.raises(UserError, match=r"recorded for .*\(1, 1, 32, 16, 16\): .*unetr.py:.*another shape"):
+        record(network, shape=(1, 1, 32, 16, 16))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_compiled_modules_are_refused() -> None:
+    convolution = nn.Conv1d(4, 4, 1)
+    for compiled, words in (
+        (torch.jit.script(convolution), "`a` is TorchScript.*use the Python module"),
+        (torch.compile(convolution), "`a` is compiled by `torch.compile`.*remove that call"),
+    ):
+        network = Network(lambda _net, x: x)
+        network.a = compiled
+        with pytest.raises(UserError, match=words):
+            record(network, shape=SHAPE)
 
 
 def test_script_is_refused() -> None:

@@ -40,6 +40,12 @@ def test_what_a_run_says_of_itself(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json", "task.json"]
 
 
+def test_a_network_of_one_size_is_remembered(tmp_path: Path) -> None:
+    task = Task(("background", "liver"), (32, 16, 32), window=(32, 16, 32))
+    begin_run(tmp_path, config(), task)
+    assert read_task(tmp_path) == task
+
+
 def test_a_run_is_not_begun_twice(run: Path) -> None:
     with pytest.raises(UserError, match="already holds a run; continue it with --resume or choose another folder"):
         check_run_folder(run, config(), resume=False)

@@ -1,26 +1,27 @@
 """`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
-import torch
-
 from lampseg.config import Config
 from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
-from lampseg.networks import build_network, network_stride
+from lampseg.networks import build_network, network_sizes, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
-from lampseg.training.job import check_patch, make_plans
+from lampseg.partition.questions import fewest_devices, largest_patch
+from lampseg.training.job import check_patch, patches_of
+from lampseg.training.plans import Size, Subject, hardware_of
+from lampseg.units import parse_bytes
 
 
-def plan(config: Config, *, shape: tuple[int, int, int] | None = None, classes: int | None = None) -> tuple[Plan, ...]:
-    """One plan per curriculum stage.
+def subject_of(config: Config, *, shape: Size | None = None, classes: int | None = None) -> Subject:
+    """Reads what a plan depends on.
 
     Args:
         shape: of the largest volume in voxels on the network's grid; None reads it from the dataset's headers.
         classes: number of classes with the background; None reads it from the dataset.
 
     Raises:
-        UserError: the data can't be read, or a stage does not fit the devices.
+        UserError: the data can't be read, or the configuration does not fit them.
     """
     devices = parse_devices(config.parallel.devices, planning=True)
     if shape is not None and min(shape) < 1:
@@ -32,12 +33,48 @@ def plan(config: Config, *, shape: tuple[int, int, int] | None = None, classes: 
         classes = classes or len(dataset.classes)
         training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
         shape = shape or largest_shape((case.image for case in training), data=config.data)
-    with torch.device("meta"):
-        network = build_network(config.network, in_channels=1, out_channels=classes)
+    count = classes
+    network = on_meta(lambda: build_network(config.network, in_channels=1, out_channels=count))
     if config.precision == "float64":
         network = network.double()
-    stride = network_stride(network, in_channels=1)
+    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
     for index, stage in enumerate(config.curriculum):
-        check_patch(stage, index=index, stride=stride, largest=shape)
+        check_patch(stage, index=index, stride=stride, window=window, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
-    return make_plans(config, network, devices=devices, largest=(x, y, z))
+    hardware = hardware_of(config, devices)
+    return Subject(config, network, classes, stride, (x, y, z), devices, hardware)
+
+
+def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
+    """The largest patch of the last curriculum stage's batch that fits, and its plan.
+
+    Raises:
+        UserError: the memory of the devices is not known, or no patch fits.
+    """
+    if subject.devices.memory is None:
+        raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
+    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume)
+    if found is None:
+        raise UserError(
+            f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
+            "device(s): use more devices, or a smaller network"
+        )
+    return found
+
+
+def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
+    """The fewest devices of so much memory each on which the last curriculum stage fits.
+
+    Raises:
+        UserError: `memory` is not an amount such as 16GiB, or no number of devices does.
+    """
+    size = parse_bytes(memory)
+    if size is None:
+        raise UserError(f"--fewest-devices: {memory!r} is not an amount of memory such as 16GiB")
+    found = fewest_devices(subject.problem(-1), memory=size)
+    if found is None:
+        raise UserError(
+            f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "
+            "devices with more memory, precision: bfloat16, or a smaller patch"
+        )
+    return found

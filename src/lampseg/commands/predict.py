@@ -1,5 +1,6 @@
 """`predict`: segments images with the model of a run, on any number of devices."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
 from lampseg.inference.predictor import Prediction, Predictor, output_name
 from lampseg.inference.segment import SlidingWindow
-from lampseg.networks import build_network
+from lampseg.networks import build_network, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import World, membership
 from lampseg.partition import make_plan
+from lampseg.partition.hardware import hardware_for
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 from lampseg.training.validation import padded_shape
@@ -43,8 +45,13 @@ class PredictOptions:
     overlap: float = 0.25
     """Of sliding windows, as a fraction."""
 
-    def check(self, stride: Sequence[int]) -> None:
-        """Raises UserError unless the numbers are possible for a network of this total stride."""
+    def checked(self, task: Task) -> "PredictOptions":
+        """These options, with the window that the network needs if it takes one size only.
+
+        Raises:
+            UserError: the numbers are not possible for the network.
+        """
+        stride = task.stride
         if not 0 <= self.overlap < 1:
             raise UserError(f"--overlap: {self.overlap} is not a fraction from 0 to below 1")
         if self.window is not None and any(size < 1 or size % step for size, step in zip(self.window, stride)):
@@ -53,6 +60,14 @@ class PredictOptions:
                 f"--window: {list(self.window)} is not a multiple of the network's total stride {list(stride)}; use "
                 f"for instance {fitting}"
             )
+        if task.window is None:
+            return self
+        if self.window not in (None, task.window):
+            raise UserError(
+                f"--window: {list(self.window or ())} is not possible, the network only takes volumes of "
+                f"{list(task.window)} voxels; leave --window out"
+            )
+        return dataclasses.replace(self, window=task.window)
 
     def sliding(self) -> SlidingWindow | None:
         return None if self.window is None else SlidingWindow(self.window, self.overlap)
@@ -84,12 +99,11 @@ def predict(
             complete.
         WorkerError: a process failed.
     """
-    options = options or PredictOptions()
     task = read_task(run)
+    options = (options or PredictOptions()).checked(task)
     config = load_config(run / "config.yaml")
     files = image_files(images)
     weights_file(run, options.checkpoint)
-    options.check(task.stride)
     if is_worker():
         _work(run, files, out=out, options=options, config=config, task=task)
         return
@@ -123,24 +137,31 @@ def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOption
             console.print(
                 f"{prediction.output}: {prediction.seconds:.2f} s", markup=False, highlight=False, soft_wrap=True
             )
-        if world.last:
+        everywhere = written_by_all(model, written, files=files)
+        if model.yields_output and model.mesh.replica == 0:
             record: dict[str, Any] = {
                 "checkpoint": options.checkpoint,
                 "window": options.window,
                 "overlap": None if options.window is None else options.overlap,
                 "devices": world.size,
                 "predictions": [
-                    {"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in written
+                    {"image": str(p.image), "output": p.output.name, "seconds": p.seconds} for p in everywhere
                 ],
             }
             write_text(out / RECORD, json.dumps(record, indent=1))
         world.gather(None)  # nobody leaves before all is written
 
 
+def written_by_all(model: ParallelModel, written: Sequence[Prediction], *, files: Sequence[Path]) -> list[Prediction]:
+    """What all ranks have written, in the order of the files."""
+    found: Any = model.world.gather(list(written))
+    by_image = {prediction.image: prediction for predictions in found for prediction in predictions}
+    return [by_image[file] for file in files]
+
+
 def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Config, task: Task, stages: int) -> None:
     """What the headers tell: whether all images can be segmented, and on so many devices, before anything starts."""
-    with torch.device("meta"):
-        network = _network(config, task)
+    network = on_meta(lambda: _network(config, task))
     network.eval()
     shapes = {file: _input_shape(file, options=options, config=config, task=task) for file in files}
     smallest = min(files, key=lambda file: math.prod(shapes[file]))
@@ -148,7 +169,7 @@ def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Con
         where = str(file) if options.window is None else "--window"
         remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
         with enough_voxels(where, shapes[file][2:], remedy=remedy):
-            make_plan(network, shape=shapes[file], stages=stages, precision=config.precision)
+            make_plan(network, shape=shapes[file], devices=stages, precision=config.precision, training=False)
 
 
 def _input_shape(file: Path, *, options: PredictOptions, config: Config, task: Task) -> tuple[int, ...]:
@@ -176,7 +197,14 @@ def load_model(
     plan: Any = None
     if world.first:
         shape = _input_shape(like, options=options, config=config, task=task)
-        plan = make_plan(network, shape=shape, stages=world.size, precision=config.precision, device=world.device.type)
+        plan = make_plan(
+            network,
+            shape=shape,
+            devices=world.size,
+            precision=config.precision,
+            hardware=hardware_for(kind=world.device.type, processes=world.size),
+            training=False,
+        )
     plan = world.broadcast(plan)
     del weights
     return ParallelModel(network, plan, world=world, training=False)

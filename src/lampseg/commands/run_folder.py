@@ -29,6 +29,8 @@ class Task:
 
     classes: tuple[str, ...]
     stride: tuple[int, int, int]
+    window: tuple[int, int, int] | None = None
+    """The only size that the network takes, if it takes no other."""
 
 
 def check_run_folder(run: Path, config: Config, *, resume: bool) -> None:
@@ -65,7 +67,7 @@ def begin_run(run: Path, config: Config, task: Task) -> None:
     Raises:
         UserError: the folder can't be written.
     """
-    write_text(run / "task.json", json.dumps({"classes": task.classes, "stride": task.stride}))
+    write_text(run / "task.json", json.dumps({"classes": task.classes, "stride": task.stride, "window": task.window}))
     write_text(run / "environment.json", json.dumps(environment(), indent=1))
     write_text(run / "config.yaml", dump_config(config))
 
@@ -75,7 +77,8 @@ def read_task(run: Path) -> Task:
     try:
         tree = json.loads((run / "task.json").read_text(encoding="utf-8"))
         x, y, z = (int(step) for step in tree["stride"])
-        return Task(tuple(str(name) for name in tree["classes"]), (x, y, z))
+        stride = (x, y, z)
+        return Task(tuple(str(name) for name in tree["classes"]), stride, stride if tree.get("window") else None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{run}: not the folder of a run, its task.json cannot be read ({error}); give the folder that "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
@@ -15,36 +16,42 @@ from lampseg.data import read_dataset
 from lampseg.errors import UserError
 from lampseg.evaluation import write_report
 from lampseg.evaluation.tables import write_text
-from lampseg.parallel.devices import Devices, parse_devices, threads_per_process
+from lampseg.machine import threads_per_process
+from lampseg.networks import on_meta
+from lampseg.parallel.devices import Devices, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
-from lampseg.training.job import Job, largest_volume, make_plans, prepare_job, smallest_volume
+from lampseg.partition.show import plan_paragraph
+from lampseg.training.job import Job, largest_volume, prepare_job, smallest_volume
+from lampseg.training.plans import Subject, hardware_of, make_plans, plans_given
 from lampseg.training.trainer import Trainer
 
 RMSPROP_OPTIONS = ("alpha", "eps", "momentum", "weight_decay", "centered")
 """Of torch.optim.RMSprop; the others decide how it computes, not what."""
 
 
-def train(config: Config, *, run: Path, resume: bool = False) -> None:
+def train(config: Config, *, run: Path, resume: bool = False, plan: Path | None = None) -> None:
     """Trains `config` and leaves the run folder `run`.
 
     With several devices this process only prepares and waits; the work is done by one process per device, which this
     function starts. Under torchrun it joins the given processes instead.
+
+    Args:
+        plan: a file of plans whose choices are taken instead of the planner's (`lampseg plan --json`, maybe edited).
 
     Raises:
         UserError: anything wrong with the data, the configuration or the folder; nothing has been trained then.
         WorkerError: a process failed; the last checkpoint is unharmed.
     """
     if is_worker():
-        _work(config, run=run, resume=resume)
+        _work(config, run=run, resume=resume, plan=plan)
         return
     devices = parse_devices(config.parallel.devices)
     console = Console()
-    _, plans = _prepare(config, run=run, devices=devices, resume=resume, console=console)
-    for stage, plan in zip(config.curriculum, plans):
-        console.print(f"[bold]curriculum stage: patch {stage.patch}, batch {stage.batch}[/bold]")
-        console.print(plan.table())
+    _, plans = _prepare(config, run=run, devices=devices, resume=resume, plan=plan, console=console)
+    for number, made in enumerate(plans, start=1):
+        console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)
     if devices.count > 1:
         flags = ["--resume"] if resume else []
         launch(["train", str(run / "config.yaml"), "--run", str(run), *flags], processes=devices.count)
@@ -55,7 +62,7 @@ def train(config: Config, *, run: Path, resume: bool = False) -> None:
 
 
 def _prepare(
-    config: Config, *, run: Path, devices: Devices, resume: bool, console: Console | None
+    config: Config, *, run: Path, devices: Devices, resume: bool, plan: Path | None, console: Console | None
 ) -> tuple[Job, tuple[Plan, ...]]:
     """Everything that can be refused is refused here, before the first process starts."""
     check_optimizer(config)
@@ -67,20 +74,40 @@ def _prepare(
     if console is not None:
         for name in job.unseen:
             console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
-    with torch.device("meta"):
-        network = job.build()
-    plans = make_plans(config, network, devices=devices, largest=largest_volume(job), smallest=smallest_volume(job))
-    begin_run(run, config, Task(job.classes, job.stride))
+    network = on_meta(job.build)
+    plans = _plans(job, network, devices=devices, given=plan)
+    begin_run(run, config, Task(job.classes, job.stride, job.window))
     write_text(run / "plan.json", plans_to_json(plans))
     return job, plans
 
 
-def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False) -> None:
+def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None) -> tuple[Plan, ...]:
+    config = job.config
+    hardware = hardware_of(config, devices)
+    subject = Subject(
+        config, network, len(job.classes), job.stride, largest_volume(job), devices=devices, hardware=hardware
+    )
+    if given is not None:
+        return plans_given(subject, read_plans(given), source=str(given))
+    return make_plans(subject, smallest=smallest_volume(job))
+
+
+def read_plans(path: Path) -> tuple[Plan, ...]:
+    """Raises UserError if the file can't be read, or holds no plans."""
+    try:
+        return plans_from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the plans cannot be read ({error}); give a file of `lampseg plan --json`") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False, plan: Path | None = None) -> None:
     """One process of the run."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     with membership(device=kind, timeout=config.parallel.timeout) as world:
         if not (prepared or prepared_by_launcher()):
-            _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume)
+            _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume, plan=plan)
         job = prepare_job(config, cache=run / "preprocessed")
         plans = plans_from_json((run / "plan.json").read_text())
         Trainer(job, plans, world=world, run=run, resume=resume).train()
@@ -89,14 +116,14 @@ def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False) ->
             Console().print(f"report: {run / 'report.html'}", markup=False, highlight=False)
 
 
-def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, resume: bool) -> None:
+def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, resume: bool, plan: Path | None) -> None:
     """Under torchrun nobody has prepared the run: rank 0 does, and all learn whether it went well."""
     fault: Any = None
     if world.first:
         memory = parse_devices(config.parallel.devices, planning=True).memory
         devices = Devices(world.size, kind, memory[:1] * world.size if memory else None)
         try:
-            _prepare(config, run=run, devices=devices, resume=resume, console=None)
+            _prepare(config, run=run, devices=devices, resume=resume, plan=plan, console=None)
         except UserError as error:
             fault = str(error)
     fault = world.broadcast(fault)

@@ -31,7 +31,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A volume on the network's grid; its voxels are on rank 0 only."""
+    """A volume on the network's grid; its voxels are on the first rank of a replica only."""
 
     path: Path
     array: np.ndarray | None
@@ -56,17 +56,17 @@ class Predictor:
     def predict(
         self, images: Sequence[Path], *, out: Path, window: SlidingWindow | None = None
     ) -> Iterator[Prediction]:
-        """Segments the images in order and writes `<image name>.nii.gz` into `out`; yields on the last rank.
+        """Segments the images and writes `<image name>.nii.gz` into `out`; each is yielded where its output is.
 
-        As many whole volumes as there are ranks go through the pipeline together, so that all have work.
+        Replicas share the images. As many whole volumes as there are ranks go through the pipelines together, so
+        that all have work.
 
         Raises:
             UserError: an image can't be read or a label file can't be written; earlier ones are complete.
         """
-        world = self.model.world
-        group = world.size if window is None else 1
+        group = self.model.world.size if window is None else self.model.mesh.replicas
         for first in range(0, len(images), group):
-            loaded = [self._load(path) for path in images[first : first + group]]
+            loaded = self._load(images[first : first + group])
             labels = self._whole(loaded) if window is None else self._slide(loaded, window)
             begun = time.perf_counter()
             for item, found in zip(loaded, labels, strict=True):
@@ -78,21 +78,27 @@ class Predictor:
                     yield Prediction(item.path, output, seconds)
                 begun = time.perf_counter()
 
-    def _load(self, path: Path) -> _Loaded:
-        """Rank 0 reads; all learn the grid, or the fault."""
-        array: np.ndarray | None = None
-        answer: Any = None
-        if self.model.world.first:
+    def _load(self, paths: Sequence[Path]) -> list[_Loaded]:
+        """My replica's of some images. Its first rank reads them; all learn the grids, and of a fault anywhere."""
+        mesh = self.model.mesh
+        mine = [paths[index] for index in mesh.spread(len(paths))]
+        arrays: list[np.ndarray | None] = [None] * len(mine)
+        read: list[tuple[GridInfo, Any]] = []
+        fault: str | None = None
+        if mesh.device == 0:
             try:
-                volume = read_volume(path)
-                array, info = image_to_network(volume, data=self.config.data)
-                answer = (None, info, volume.header)
+                for n, path in enumerate(mine):
+                    volume = read_volume(path)
+                    arrays[n], info = image_to_network(volume, data=self.config.data)
+                    read.append((info, volume.header))
             except UserError as error:
-                answer = (str(error), None, None)
-        told: Any = self.model.world.broadcast(answer)
-        if told[0] is not None:
-            raise UserError(told[0])
-        return _Loaded(path, array, told[1], told[2])
+                fault = str(error)
+        told: Any = mesh.world.gather((read, fault))
+        faults = [fault for _, fault in told if fault is not None]
+        if faults:
+            raise UserError(faults[0])
+        known = told[mesh.rank_of(0)][0]
+        return [_Loaded(path, array, *grid) for path, array, grid in zip(mine, arrays, known, strict=True)]
 
     def _whole(self, loaded: Sequence[_Loaded]) -> Iterator[np.ndarray | None]:
         shapes = [padded_shape(item.info.shape, self.stride) for item in loaded]

@@ -27,16 +27,16 @@ class SlidingWindow:
 
 
 def sliding_labels(model: ParallelModel, x: Tensor, window: SlidingWindow) -> Tensor | None:
-    """Class indices (X, Y, Z) of a padded volume x (1, 1, X, Y, Z), on the last rank; elsewhere None.
+    """Class indices (X, Y, Z) of a padded volume x (1, 1, X, Y, Z), where the output is; elsewhere None.
 
-    Every rank walks over the same windows: the first gives their voxels, the last blends their logits.
+    Every rank of a replica walks over the same windows: the first gives their voxels, the one with the output blends
+    their logits.
     """
-    world = model.world
 
     def run(windows: Tensor) -> Tensor:
         shapes = [(1, *windows.shape[1:])] * len(windows)
         outputs = list(model.runner.predict(shapes, load=lambda m: windows[m : m + 1]))
-        if not world.last:
+        if not model.yields_output:
             return windows.new_zeros(windows.shape)  # one channel is enough to walk on
         return torch.cat([logits_of(output)[0].float() for output in outputs])
 
@@ -45,4 +45,4 @@ def sliding_labels(model: ParallelModel, x: Tensor, window: SlidingWindow) -> Te
     )
     logits = inferer(x, run)
     assert isinstance(logits, Tensor)
-    return logits[0].argmax(0) if world.last else None
+    return logits[0].argmax(0) if model.yields_output else None

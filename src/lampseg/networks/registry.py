@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ def build_network(config: NetworkConfig, *, in_channels: int, out_channels: int)
     of an importable `torch.nn.Module` class, such as `monai.networks.nets.DynUNet`, built with `kwargs`. The
     numbers of channels are filled in under the names that the class uses (`in_channels`, `input_channels`,
     `num_classes`, ...), and `spatial_dims=3` where it is required and not given. A string in `kwargs` that begins
-    with `torch.nn.` becomes the class of that name, which YAML cannot express (nnU-Net's `conv_op`).
+    with `torch.nn.` or the name of the network's own package becomes the class of that name, which YAML cannot express
+    (nnU-Net's `conv_op` and `block`).
 
     Args:
         config: the `network` section.
@@ -58,7 +59,7 @@ def build_network(config: NetworkConfig, *, in_channels: int, out_channels: int)
                 f"network: `{next(iter(options))}` is an option of {_listing(NETWORKS)} only; "
                 f"give {config.name} its arguments in `kwargs`"
             )
-    kwargs = {**options, **{name: _torch_class(value) for name, value in config.kwargs.items()}}
+    kwargs = {**options, **{name: _class_named(value, config.name) for name, value in config.kwargs.items()}}
     parameters = inspect.signature(network_class).parameters
     _fill_in(kwargs, parameters, INPUT_NAMES, in_channels, "images have", "channels", config.name)
     _fill_in(kwargs, parameters, OUTPUT_NAMES, out_channels, "data have", "classes", config.name)
@@ -72,6 +73,44 @@ def build_network(config: NetworkConfig, *, in_channels: int, out_channels: int)
         raise UserError(
             f"network: {config.name}({given}) cannot be built: {error}; correct `network.kwargs`"
         ) from error
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network that `build` makes, on the meta device, where it takes no memory; if that can't be, on the CPU.
+
+    Some constructors read the values of a tensor (SwinUNETR: how often to drop which path), which meta tensors lack.
+
+    Raises:
+        UserError: from `build`.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError:
+        return build()
+
+
+def network_sizes(
+    network: nn.Module, *, in_channels: int, patches: Iterable[Sequence[int]]
+) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
+    """Which volumes a network takes: its total stride; and its one size, if it takes no other, which is the stride too.
+
+    Args:
+        network: see `network_stride`.
+        in_channels: channels of the images.
+        patches: sizes to try, (X, Y, Z), if the network has no stride. A UNETR is built for one `img_size`.
+
+    Raises:
+        UserError: it has no stride and takes none of the patches.
+    """
+    try:
+        return network_stride(network, in_channels=in_channels), None
+    except UserError:
+        with _StrideProbe(network, in_channels) as probe:
+            for x, y, z in patches:
+                if probe.keeps([x, y, z]):
+                    return (x, y, z), (x, y, z)
+        raise
 
 
 def network_stride(network: nn.Module, *, in_channels: int) -> tuple[int, int, int]:
@@ -97,7 +136,8 @@ def network_stride(network: nn.Module, *, in_channels: int) -> tuple[int, int, i
         if common is None:
             raise UserError(
                 f"network: {type(network).__name__} keeps the size of no volume whose sizes are odd multiples of "
-                f"1, 2, ..., {MAX_STRIDE}, so whole volumes of any size cannot be given to it; it said: {probe.fault}"
+                f"1, 2, ..., {MAX_STRIDE}, so whole volumes of any size cannot be given to it; it said: {probe.fault}. "
+                "If it takes one size only, give that to every curriculum stage as its patch"
             )
         stride = [common, common, common]
         for axis in range(3):
@@ -118,7 +158,7 @@ class _StrideProbe:
         self.fault = ""
         self.modes: list[tuple[nn.Module, bool]] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "_StrideProbe":
         self.modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         # Each module once, whatever it is called: a module registered twice would not be put back.
@@ -129,6 +169,7 @@ class _StrideProbe:
         }
         floating = [t.dtype for t in self.state.values() if t.is_floating_point()]
         self.dtype = floating[0] if floating else torch.float32
+        return self
 
     def __exit__(self, *_: object) -> None:
         for module, training in self.modes:
@@ -136,9 +177,10 @@ class _StrideProbe:
 
     def fits(self, stride: tuple[int, ...]) -> bool:
         """Whether the network keeps the size of volumes whose sizes are odd multiples of `stride`."""
-        return all(self._keeps([_odd_multiple(s, extra) for s in stride]) for extra in (0, 2))
+        return all(self.keeps([_odd_multiple(s, extra) for s in stride]) for extra in (0, 2))
 
-    def _keeps(self, size: list[int]) -> bool:
+    def keeps(self, size: list[int]) -> bool:
+        """Whether a volume of this size, in voxels, comes out as large."""
         try:
             with torch.device("meta"), torch.no_grad():
                 image = torch.empty(1, self.in_channels, *size, dtype=self.dtype)
@@ -210,13 +252,19 @@ def _fill_in(
         )
 
 
-def _torch_class(value: Any) -> Any:
-    if not (isinstance(value, str) and value.startswith("torch.nn.")):
+def _class_named(value: Any, network: str) -> Any:
+    """The class that a string names in torch.nn or in the network's own package; any other value as it is."""
+    packages = ("torch.nn", network.partition(".")[0])
+    package = next((p for p in packages if isinstance(value, str) and value.startswith(f"{p}.")), None)
+    if package is None:
         return value
     module_name, _, name = value.rpartition(".")
-    found = getattr(importlib.import_module(module_name), name, None) if module_name == "torch.nn" else None
-    if found is None:
-        raise UserError(f"network.kwargs: `{value}` is not a class in torch.nn; check the spelling")
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except ImportError:
+        found = None
+    if not isinstance(found, type):
+        raise UserError(f"network.kwargs: `{value}` is not a class in {package}; check the spelling")
     return found
 
 

@@ -1,14 +1,18 @@
 """Moving whole-network state between the ranks: gathered to rank 0 by name, and handed out to new owners."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.state import gather_state, scatter_state
-from lampseg.parallel.world import World
 
 
-def gather_all(mine: dict[str, Tensor], *, world: World) -> dict[str, Tensor]:
-    """Everyone's named tensors (each held by one rank) on rank 0's CPU; elsewhere nothing."""
+def gather_all(mine: dict[str, Tensor], *, mesh: Mesh) -> dict[str, Tensor]:
+    """The first replica's named tensors (each held by one device) on rank 0's CPU; elsewhere nothing."""
+    world = mesh.world
+    if mesh.replica > 0:
+        mine = {}
     described = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in mine.items()}
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     owners: dict[str, int] = {}
@@ -20,15 +24,23 @@ def gather_all(mine: dict[str, Tensor], *, world: World) -> dict[str, Tensor]:
     return gather_state(like | mine, owners=owners, world=world)
 
 
-def scatter_all(state: dict[str, Tensor], *, owners: dict[str, int], world: World) -> dict[str, Tensor]:
-    """Hands rank 0's tensors to their owners (`owners` may name more); returns mine, on the CPU."""
+def scatter_all(state: dict[str, Tensor], *, owners: dict[str, int], mesh: Mesh) -> dict[str, Tensor]:
+    """Hands rank 0's tensors to the devices that own them, in every replica; returns mine, on the CPU.
+
+    Args:
+        owners: the device of each name; may name more.
+    """
+    world = mesh.world
     described = world.broadcast({name: (tuple(t.shape), t.dtype) for name, t in state.items()} if world.first else None)
     assert isinstance(described, dict)
     wanted = {name: owners[name] for name in described}
     mine = {
         name: torch.empty(described[name][0], dtype=described[name][1])
         for name, owner in wanted.items()
-        if owner == world.rank
+        if owner == mesh.device
     }
-    scatter_state(mine, state, owners=wanted, world=world)
+    scatter_state(mine, state, owners=wanted, world=world)  # to the first replica, whose ranks are its devices
+    if mesh.column is not None:
+        for tensor in mine.values():
+            dist.broadcast(tensor, src=mesh.device, group=mesh.column)
     return mine

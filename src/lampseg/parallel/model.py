@@ -1,11 +1,12 @@
-"""A network split by a Plan over the ranks of a world: each holds its stage's parameters, and they act as one."""
+"""A network split by a Plan over the ranks of a world: each holds the parameters of its stages, and they act as one."""
 
 import torch
 from torch import Tensor, nn
 
 from lampseg.errors import UserError
 from lampseg.parallel.exchange import gather_all, scatter_all
-from lampseg.parallel.pipeline import PipelineRunner
+from lampseg.parallel.mesh import Mesh, Meshes
+from lampseg.parallel.pipeline import PipelineRunner, places_of
 from lampseg.parallel.state import hold, named_state, owners_of
 from lampseg.parallel.world import World
 from lampseg.partition import Plan, place, record_for
@@ -16,24 +17,22 @@ class ParallelModel:
 
     Args:
         network: the whole network with the same values on every rank; it is changed in place: afterwards each rank
-            holds only its own stage's parameters and buffers, all others are on the meta device.
+            holds only its own stages' parameters and buffers, all others are on the meta device.
         plan: for this network; made for one shape, it serves every shape.
         training: the mode the plan was made in.
 
     Raises:
-        UserError: the plan is for another network or another number of devices.
+        UserError: the plan is for another network or another number of processes.
     """
 
     def __init__(self, network: nn.Module, plan: Plan, *, world: World, training: bool = True) -> None:
         self.network, self.world = network, world
-        self.runner = self._split(plan, training=training)
+        self._meshes = Meshes(world)
+        self.mesh, self.runner = self._split(plan, training=training)
 
-    def _split(self, plan: Plan, *, training: bool) -> PipelineRunner:
-        if len(plan.stages) != self.world.size:
-            raise UserError(
-                f"the plan has {len(plan.stages)} stages and there are {self.world.size} processes: plan again with "
-                f"--devices {self.world.size}"
-            )
+    def _split(self, plan: Plan, *, training: bool) -> tuple[Mesh, PipelineRunner]:
+        plan.choices.check()
+        mesh = self._meshes.of(replicas=plan.choices.replicas, devices=plan.choices.devices)
         mode = self.network.training
         self.network.train(training)
         graph = record_for(
@@ -46,21 +45,21 @@ class ParallelModel:
                 "it): make it again"
             )
         placement = place(graph, plan.cuts)
-        self.owners = owners_of(self.network, placement)
+        places = places_of(plan.choices)
+        self.owners = {name: places[stage] for name, stage in owners_of(self.network, placement).items()}
+        """The device (of each replica) that holds each parameter and buffer."""
+        self.owned = [name for name, owner in self.owners.items() if owner == mesh.device]
+        """Names of the parameters and buffers that this rank holds."""
         hold(self.network, owned=self.owned, device=self.world.device)
-        return PipelineRunner(
-            self.network,
-            placement,
-            world=self.world,
-            precision=plan.precision,
-            schedule=plan.schedule,
-            recompute=plan.recompute,
+        runner = PipelineRunner(
+            self.network, placement, mesh=mesh, choices=plan.choices, pace=plan.pace, precision=plan.precision
         )
+        return mesh, runner
 
     @property
-    def owned(self) -> list[str]:
-        """Names of the parameters and buffers that this rank holds."""
-        return [name for name, owner in self.owners.items() if owner == self.world.rank]
+    def yields_output(self) -> bool:
+        """Whether the network's output is on this rank: of each replica one has it."""
+        return self.runner.yields_output
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """My trainable parameters, by name."""
@@ -70,17 +69,17 @@ class ParallelModel:
     def replan(self, plan: Plan) -> None:
         """Splits the network in another way; values go from their old owners to the new ones."""
         state = self.gather()
-        self.runner = self._split(plan, training=True)
+        self.mesh, self.runner = self._split(plan, training=True)
         self.load(state)
 
     def gather(self) -> dict[str, Tensor]:
         """All parameters and buffers on rank 0's CPU, each under its first name; elsewhere nothing."""
         named = named_state(self.network)
-        return gather_all({name: named[name] for name in self.owned}, world=self.world)
+        return gather_all({name: named[name] for name in self.owned}, mesh=self.mesh)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Puts rank 0's tensors (all or some of the parameters and buffers) into their owners."""
-        mine = scatter_all(state, owners=self.owners, world=self.world)
+        """Puts rank 0's tensors (all or some of the parameters and buffers) into their owners, in every replica."""
+        mine = scatter_all(state, owners=self.owners, mesh=self.mesh)
         named = named_state(self.network)
         with torch.no_grad():
             for name, tensor in mine.items():

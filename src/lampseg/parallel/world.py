@@ -2,37 +2,61 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
+Kind = Literal["forward", "backward"]
+"""Of messages: values travel forward, gradients backward."""
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Process groups for messages between two ranks, one for each kind and direction.
+
+    NCCL has no tags: it executes the messages of one group between two ranks in order, so that one which waits for
+    its receiver holds back those behind it. A gradient must not hold back values. And with several stages on a device
+    values travel both ways: what I send must not hold back what I am sent.
+    """
+
+    values_up: dist.ProcessGroup
+    """Values that go to a higher rank."""
+    values_down: dist.ProcessGroup
+    gradients_up: dist.ProcessGroup
+    gradients_down: dist.ProcessGroup
+
+    @staticmethod
+    def create(new_group: Callable[[], dist.ProcessGroup]) -> "Channels":
+        """Makes the groups; every rank does, in the same order."""
+        return Channels(new_group(), new_group(), new_group(), new_group())
+
+    def group(self, kind: Kind, *, source: int, target: int) -> dist.ProcessGroup:
+        """That of the messages of a kind from one rank to another."""
+        if kind == "forward":
+            return self.values_up if source < target else self.values_down
+        return self.gradients_up if source < target else self.gradients_down
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others.
-
-    Values and gradients travel through separate groups: NCCL executes the messages of one group in order, so a
-    gradient that waits for its receiver would hold back the activations behind it.
-    """
+    """This process among the others."""
 
     rank: int
     size: int
     device: torch.device
-    forward: dist.ProcessGroup
-    backward: dist.ProcessGroup
+    channels: Channels
     control: dist.ProcessGroup
     """Small objects on the CPU: losses, checksums, checkpoints."""
+    timeout: timedelta = timedelta(minutes=30)
+    """After which waiting for a silent peer is an error."""
 
     @property
     def first(self) -> bool:
         return self.rank == 0
-
-    @property
-    def last(self) -> bool:
-        return self.rank == self.size - 1
 
     def gather(self, item: object) -> list[object]:
         """Everyone's item, in rank order, on every rank."""
@@ -77,9 +101,9 @@ def join(*, device: str, timeout: float) -> World:
         rank=dist.get_rank(),
         size=dist.get_world_size(),
         device=local,
-        forward=dist.new_group(timeout=limit),
-        backward=dist.new_group(timeout=limit),
+        channels=Channels.create(lambda: dist.new_group(timeout=limit)),
         control=dist.new_group(backend="gloo", timeout=limit),
+        timeout=limit,
     )
 
 

@@ -1,18 +1,20 @@
 """From a network, an input shape and devices to a Plan: dry run, cost model, exact solver."""
 
-from lampseg.partition.cost import Training
+from lampseg.partition.costed import cost_network, record_for
 from lampseg.partition.graph import Graph
 from lampseg.partition.placement import Placement, place, transfer
-from lampseg.partition.plan import Plan, Stage, format_bytes, plans_from_json, plans_to_json
-from lampseg.partition.planner import make_plan, record_for
+from lampseg.partition.plan import Choices, Plan, Stage, plans_from_json, plans_to_json
+from lampseg.partition.planner import make_plan
 from lampseg.partition.record import record
+from lampseg.units import format_bytes
 
 __all__ = [
+    "Choices",
     "Graph",
     "Placement",
     "Plan",
     "Stage",
-    "Training",
+    "cost_network",
     "format_bytes",
     "make_plan",
     "place",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lampseg.partition.graph import Graph
 from lampseg.partition.kernel import Kernel
@@ -25,6 +25,7 @@ from lampseg.partition.live import LiveBytes
 from lampseg.partition.recorder import Recorder, Refused, function_name
 
 _DEVICE = torch.ops.prim.device.default
+_GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 _next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 
@@ -141,7 +142,7 @@ def run_backward(outputs: list[Tensor]) -> None:
     outputs.clear()
     if not differentiable:
         return
-    root = _Loss.apply(*differentiable)  # type: ignore[no-untyped-call]
+    root = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
     differentiable.clear()
     with torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
         torch.autograd.backward([root], [torch.empty_like(root)])
@@ -162,13 +163,20 @@ def emptied_gradients(parameters: list[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-class _Loss(torch.autograd.Function):
-    """A loss of no size: any tensors to one empty tensor."""
+class EmptyLoss(torch.autograd.Function):
+    """A loss of next to no size: any tensors to one number of unknown content."""
+
+    @staticmethod
+    def of(output: Any) -> Tensor:
+        """Of a network's output."""
+        differentiable = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        loss: Tensor = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
+        return loss
 
     @staticmethod
     def forward(ctx: Any, *outputs: Tensor) -> Tensor:
         ctx.like = [(t.shape, t.stride(), t.dtype, t.device) for t in outputs]
-        return outputs[0].new_empty(0, dtype=torch.float32)
+        return outputs[0].new_empty((), dtype=torch.float32)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -226,6 +234,9 @@ class _Backward(TorchDispatchMode):
         second.live.settle()
         second.before_backward_kernel()
         out = func(*args, **kwargs)
+        if func is _GROUP_NORM_BACKWARD and out[0] is not None and out[0].dtype != args[1].dtype:
+            # Under mixed precision the real kernel keeps the input's dtype, its fake one doesn't.
+            out = (torch.empty_like(args[1]), *out[1:])
         given, made = tensors_of(args, kwargs), tensors_of((out,), {})
         second.live.note(func, given, made)
         if made and not func.is_view:

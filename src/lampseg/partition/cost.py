@@ -1,77 +1,84 @@
 """The cost model: time and bytes of every possible stage, from the recorded operations alone."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lampseg.partition.graph import INPUT, Graph
+from lampseg.partition.kernel import Kernel
+from lampseg.partition.plan import Recompute
+from lampseg.partition.tally import Tally
 
-Schedule = Literal["gpipe", "1f1b"]
-Recompute = Literal["none", "all_but_last", "all"]
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a device achieves on such networks; only the ratio matters for where to cut."""
-
-    flops_per_second: float
-    bytes_per_second: float
-
-
-# Achieved, not peak: dense fp32 convolutions on one CPU core, and TF32/bf16 convolutions on a data-centre GPU.
-SPEEDS = {"cpu": Speed(4e10, 6e9), "cuda": Speed(6e13, 1.2e12)}
-
-
-def in_flight(schedule: Schedule, *, stage: int, stages: int, micro_batches: int) -> int:
-    """How many micro-batches a stage holds between forward and backward, at most."""
-    return micro_batches if schedule == "gpipe" else min(micro_batches, stages - stage)
+Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Training:
-    """How a mini-batch runs: what the memory of a stage depends on besides the operations it holds."""
+class Rates:
+    """How long things take on the devices at hand, in seconds."""
+
+    kernel: Callable[[Kernel], float]
+    """One kernel call."""
+    workspace: Callable[[Kernel], float]
+    """Bytes that its library allocates beside its tensors."""
+    transfer: Callable[[float], float]
+    """One message of so many bytes between two devices."""
+
+    def kernels(self, kernels: Iterable[Kernel]) -> float:
+        return sum(map(self.kernel, kernels))
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How the micro-batches of one replica run: what memory depends on besides the operations."""
 
     micro_batches: int = 1
-    schedule: Schedule = "1f1b"
-    recompute: Recompute = "none"
+    held: tuple[int, ...] = (1,)
+    """Micro-batches that each stage has in flight at most."""
+    recompute: tuple[Recompute, ...] | None = None
+    """Of each stage; None: where the memory needs it."""
     optimizer_bytes_per_parameter_byte: float = 1.0
     """RMSprop without momentum keeps one number for each parameter."""
-    loss_bytes_per_logit: float = 0.0
-    """What the loss keeps for backward on the last stage, for each number of the network's output."""
 
 
 class IntervalCosts:
-    """Costs of the stage that begins at position i and ends before position j, for all i < j.
+    """Costs of the stage that begins at position i and ends before position j, for all i < j; of one micro-batch.
 
     Positions are the operations at which a stage may begin, and the end; a table has shape
-    (positions, positions + 1) and is indexed [i, j].
+    (positions, positions + 1) and is indexed [i, j]. The loss counts as part of the last operation.
     """
 
-    def __init__(self, graph: Graph, *, state_bytes: dict[str, int], trainable: frozenset[str], speed: Speed):
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        state_bytes: dict[str, int],
+        trainable: frozenset[str],
+        rates: Rates,
+        loss: Tally | None = None,
+    ) -> None:
+        loss = loss or Tally((), (), 0, 0)
         self.graph = graph
         self.starts = (0, *graph.cut_positions)
         self.count = len(self.starts)
-        segment = np.searchsorted(self.starts, np.arange(len(graph.operations)), side="right") - 1
-        self._segment = segment
-        forward = np.zeros(self.count)
-        backward = np.zeros(self.count)
-        flops = np.zeros(self.count)
-        largest = np.zeros(self.count)
+        self._segment = np.searchsorted(self.starts, np.arange(len(graph.operations)), side="right") - 1
+        forward, backward, flops, extra, workspace = (np.zeros(self.count) for _ in range(5))
         for op in graph.operations:
-            at = segment[op.index]
-            forward[at] += op.flops / speed.flops_per_second + op.bytes_moved / speed.bytes_per_second
-            backward[at] += op.backward_flops / speed.flops_per_second
-            backward[at] += 2 * op.bytes_moved / speed.bytes_per_second
+            at = self._segment[op.index]
+            forward[at] += rates.kernels(op.kernels)
+            backward[at] += rates.kernels(op.backward_kernels)
             flops[at] += op.flops + op.backward_flops
-            largest[at] = max(largest[at], *(out.value.nbytes for out in op.outputs), 0)
-        self.forward = self._sums(forward)
-        self.backward = self._sums(backward)
-        self.flops = self._sums(flops)
-        self.saved = self._union((storage.nbytes, storage.savers, None) for storage in graph.saved)
+            extra[at] = max(extra[at], op.forward_extra, op.backward_extra)
+            workspace[at] = max(workspace[at], *map(rates.workspace, (*op.kernels, *op.backward_kernels)), 0.0)
+        forward[-1] += rates.kernels(loss.forward)
+        backward[-1] += rates.kernels(loss.backward)
+        extra[-1] = max(extra[-1], loss.extra_bytes)
+        self.forward, self.backward, self.flops = (self._sums(part) for part in (forward, backward, flops))
+        last = len(graph.operations) - 1
+        self.saved = self._union(
+            [*((storage.nbytes, storage.savers, None) for storage in graph.saved), (loss.saved_bytes, [last], None)]
+        )
         readers: dict[str, list[int]] = {}
         for op in graph.operations:
             for name in op.state:
@@ -84,20 +91,28 @@ class IntervalCosts:
         for op in graph.operations:
             for value in op.reads:
                 uses.setdefault(value, []).append(op.index)
-        last = len(graph.operations) - 1
         for value in graph.outputs:
             uses.setdefault(value, []).append(last)
         self.received = self._union((graph.values[value].nbytes, ops, value[0]) for value, ops in uses.items())
-        self.logits = sum(math.prod(graph.values[value].shape) for value in graph.outputs)
+        messages = self._union((1, ops, value[0]) for value, ops in uses.items())
+        latency = rates.transfer(0)
+        volume = max(float(self.received.max()), 1.0)
+        per_byte = (rates.transfer(volume) - latency) / volume
+        self.transfer = messages * latency + self.received * per_byte
+        """Seconds of the messages that a stage receives, if all come from other devices."""
+        self.walk = np.zeros((self.count, self.count + 1))
+        """Activations at most alive while one micro-batch goes through the stage, forward and backward."""
         self.workspace = np.zeros((self.count, self.count + 1))
+        """Bytes that libraries allocate beside the tensors, at most."""
         for i in range(self.count):
-            self.workspace[i, i + 1 :] = np.maximum.accumulate(largest[i:])
+            self.walk[i, i + 1 :] = np.maximum.accumulate(self.saved[i, i + 1 :] + extra[i:])
+            self.workspace[i, i + 1 :] = np.maximum.accumulate(workspace[i:])
 
-    def _sums(self, per_segment: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _sums(self, per_segment: Table) -> Table:
         total = np.concatenate([[0.0], np.cumsum(per_segment)])
         return np.asarray(total[None, :] - total[:-1, None])
 
-    def _union(self, items: Iterable[tuple[int, Iterable[int], int | None]]) -> NDArray[np.float64]:
+    def _union(self, items: Iterable[tuple[int, Iterable[int], int | None]]) -> Table:
         """Bytes of the distinct items that a stage touches; with a producer, only if it lies before the stage."""
         table = np.zeros((self.count, self.count + 1))
         for nbytes, operations, producer in items:
@@ -108,18 +123,28 @@ class IntervalCosts:
                     previous = at
         return np.asarray(np.cumsum(table, axis=1))
 
-    def seconds(self, training: Training) -> NDArray[np.float64]:
-        """Time of one micro-batch's forward and backward."""
-        again = 1 if training.recompute != "none" else 0
-        return (1 + again) * self.forward + self.backward
+    def seconds(self, *, again: bool) -> Table:
+        """Forward and backward of one micro-batch; `again`: with a second forward (recompute)."""
+        return np.asarray(self.forward * (2 if again else 1) + self.backward)
 
-    def peak_bytes(self, training: Training, *, stage: int, stages: int) -> NDArray[np.float64]:
-        """Peak memory of a stage: state, gradients, optimizer, activations in flight, boundary, workspace."""
-        held = in_flight(training.schedule, stage=stage, stages=stages, micro_batches=training.micro_batches)
-        state = self.state + self.trainable * (1 + training.optimizer_bytes_per_parameter_byte)
-        loss = training.loss_bytes_per_logit * self.logits if stage == stages - 1 else 0.0
-        if training.recompute == "none":
-            kept = held * (self.saved + loss)
-        else:
-            kept = held * self.received + self.saved + loss
-        return np.asarray(state + kept + self.received + 2 * self.workspace)
+    def state_bytes(self, regime: Regime) -> Table:
+        """Parameters, buffers, gradients and optimizer state of a stage."""
+        return np.asarray(self.state + self.trainable * (1 + regime.optimizer_bytes_per_parameter_byte))
+
+    def kept_bytes(self, *, held: int, again: bool) -> Table:
+        """What a stage keeps of the micro-batches in flight while it does not run."""
+        return np.asarray(held * (self.received if again else self.saved))
+
+    def active_bytes(self, *, held: int, again: bool) -> Table:
+        """What a stage has at most, beside its state, while it runs: one micro-batch walks through it."""
+        kept = self.kept_bytes(held=held if again else held - 1, again=again)
+        return np.asarray(kept + self.walk + self.received)
+
+    def peak_bytes(self, regime: Regime, *, held: int, again: bool) -> Table:
+        """Peak memory of a stage that has a device to itself: the formula of docs/concepts/planning.md."""
+        active = self.active_bytes(held=held, again=again)
+        return np.asarray(self.state_bytes(regime) + active + self.workspace)
+
+    def position(self, operation: int) -> int:
+        """The position from which a stage that begins at an operation is costed (hand-made cuts lie between two)."""
+        return int(np.searchsorted(self.starts, operation, side="right")) - 1

@@ -117,6 +117,8 @@ class Graph:
     """(first, last): no cut may fall after operation `first` and up to `last` (in-place writes and their views)."""
     ready: dict[ValueId, int]
     """The operation after which a value no longer changes, where that is not the one that made it."""
+    written: frozenset[str] = frozenset()
+    """Buffers that are written in place. Not by batch norm: its kernels do so behind autograd's back."""
 
     def ready_at(self, value: ValueId) -> int:
         return self.ready.get(value, value[0])

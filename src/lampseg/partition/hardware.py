@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 
-from lampseg.parallel.devices import threads_per_process
+from lampseg.machine import threads_per_process
 from lampseg.partition.kernel import Kernel
 from lampseg.partition.rates import Rates
 from lampseg.partition.workspace import workspace_bytes
+from lampseg.units import parse_bytes
 
 Precision = Literal["float32", "bfloat16", "float64"]
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -117,7 +118,7 @@ def hardware_for(*, kind: Literal["cpu", "cuda"], name: str | None = None, proce
         UserError: an unknown name, or a calibration that can't be read or does not fit.
     """
     from lampseg.partition.calibration_file import find_calibration, is_path, read_calibration
-    from lampseg.partition.presets import generic_card, local_preset, parse_memory, preset
+    from lampseg.partition.presets import generic_card, local_preset, preset
 
     threads = threads_of_each(kind, processes)
     if name is None:
@@ -125,7 +126,7 @@ def hardware_for(*, kind: Literal["cpu", "cuda"], name: str | None = None, proce
         return found or local_preset(kind, device=device_name(kind), threads=threads)
     if is_path(name):
         return read_calibration(Path(name), kind=kind, processes=processes)
-    memory = parse_memory(name)
+    memory = parse_bytes(name)
     if memory is None:
         return preset(name, kind=kind, threads=threads)
     if kind == "cuda":

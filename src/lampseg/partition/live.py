@@ -58,10 +58,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         _watch_resizes(self)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         _unwatch_resizes(self)
 
     def __torch_dispatch__(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lampseg.errors import UserError
-from lampseg.partition.graph import INPUT, Graph, ValueId
+from lampseg.partition.graph import INPUT, Graph, Operation, ValueId
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Placement:
     def stage_of(self, operation: int) -> int:
         """Stage of an operation number; the input (-1) belongs to the first stage."""
         return 0 if operation == INPUT else sum(1 for cut in self.cuts if cut <= operation)
+
+    def operations_of(self, stage: int) -> tuple[Operation, ...]:
+        """The operations of a stage."""
+        first, last = (0, *self.cuts)[stage], (*self.cuts, len(self.graph.operations))[stage]
+        return self.graph.operations[first:last]
 
     def owners(self) -> dict[str, int]:
         """The stage that holds each parameter and buffer that the forward pass reads."""

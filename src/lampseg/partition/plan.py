@@ -1,25 +1,83 @@
-"""The Plan: which stage runs which operations, on what terms. A frozen, versioned, printable, editable JSON value."""
+"""The Plan: how one network is split and run, and what that is predicted to take. Frozen, versioned, editable JSON."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from typing import Any, Literal, get_args
 
 from lampseg.errors import UserError
-from lampseg.partition.cost import Recompute, Schedule
+from lampseg.partition.schedule import SCHEDULES, Pace, Schedule, Timetable, check_stages, timetable
 
-VERSION = 1
+VERSION = 2
+
+Recompute = Literal["none", "all_but_last", "all"]
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is decided; everything else in a plan follows from it and may be computed anew."""
+
+    devices: int
+    """Of one replica: they share the network."""
+    replicas: int
+    """Copies of the network that share the micro-batches of a step; replicas x devices processes run."""
+    micro_batches: int
+    """Of a step, over all replicas."""
+    schedule: Schedule
+    cuts: tuple[int, ...]
+    """The operations at which stages 1, 2, ... begin."""
+    recompute: tuple[Recompute, ...]
+    """Of each stage: run its forward again instead of keeping its activations; for which micro-batches."""
+    limit: int | None = None
+    """Micro-batches in flight in one replica at most (interleaved and v); None: as many as the schedule wants."""
+
+    @property
+    def stages(self) -> int:
+        return len(self.cuts) + 1
+
+    @property
+    def share(self) -> int:
+        """Micro-batches of the replica that has most."""
+        return -(-self.micro_batches // self.replicas)
+
+    def check(self) -> None:
+        """Raises UserError if these choices contradict each other; the message names the field."""
+        for name, value in (
+            ("devices", self.devices),
+            ("replicas", self.replicas),
+            ("micro_batches", self.micro_batches),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"plan: choices.{name} is {value!r}; give a whole number above 0")
+        if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
+            raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"plan: choices.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if not all(isinstance(cut, int) and not isinstance(cut, bool) for cut in self.cuts):
+            raise UserError(f"plan: choices.cuts is {list(self.cuts)}; give numbers of operations")
+        if wrong := [mode for mode in self.recompute if mode not in RECOMPUTE]:
+            raise UserError(f"plan: choices.recompute has {wrong[0]!r}; choose of {', '.join(RECOMPUTE)}")
+        if len(self.recompute) != self.stages:
+            raise UserError(
+                f"plan: choices.recompute has {len(self.recompute)} entries for the {self.stages} stages that "
+                f"{len(self.cuts)} cuts make; give one each"
+            )
+        if self.replicas > self.micro_batches:
+            raise UserError(
+                f"plan: {self.replicas} replicas share {self.micro_batches} micro-batch(es): use at most as many "
+                "replicas as micro-batches"
+            )
+        check_stages(self.schedule, stages=self.stages, devices=self.devices)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One device's share of the network."""
+    """A run of consecutive operations on one device; bytes and seconds are those of one micro-batch."""
 
     index: int
+    device: int
     first: int
     """Number of its first operation."""
     last: int
@@ -28,23 +86,91 @@ class Stage:
     """Its first operation that computes, in words: `function @ module`."""
     modules: tuple[str, ...]
     """The modules whose operations it runs, in order."""
+    recompute: Recompute
     parameters: int
     parameter_bytes: int
     """Parameters and buffers."""
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
-    """Kept for backward, for one micro-batch."""
+    """Kept from forward to backward, for one micro-batch: what autograd saves; with recompute, what was received."""
     in_flight: int
     """Micro-batches between forward and backward, at most."""
     receive_bytes: int
-    """Received from earlier stages for one micro-batch's forward (backward returns as much)."""
+    """Received from other devices for one micro-batch's forward (backward returns as much)."""
     send_bytes: int
-    peak_bytes: int
+    extra_bytes: int
+    """At most alive besides kept activations: results, gradients under way, temporaries, what recompute keeps."""
     flops: float
     """Forward and backward of one micro-batch."""
-    time_share: float
-    """Predicted share of the stages' summed time; the slowest stage sets the pace."""
+    forward_seconds: float
+    backward_seconds: float
+    """With the forward that is run again, if it is."""
+
+
+@dataclass(frozen=True)
+class DeviceLoad:
+    """What one device of a replica is predicted to hold and to do in one step."""
+
+    index: int
+    memory_bytes: float | None
+    """What it has; None: not known."""
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    """Of all micro-batches in flight."""
+    boundary_bytes: int
+    """Buffers of values and gradients that arrive or leave."""
+    temporary_bytes: int
+    """Results, gradients under way, what recompute runs again: at most alive beside the activations."""
+    library_bytes: int
+    """What libraries take beside the tensors: convolution workspaces, the CUDA context."""
+    peak_bytes: int
+    """All of it."""
+    busy_seconds: float
+
+    @property
+    def tensor_bytes(self) -> int:
+        """The peak of the tensors alone: what PyTorch counts as allocated."""
+        return self.peak_bytes - self.library_bytes
+
+    def parts(self) -> dict[str, int]:
+        """The peak's parts in bytes, by name."""
+        return {
+            "parameters": self.parameter_bytes,
+            "gradients": self.gradient_bytes,
+            "optimizer": self.optimizer_bytes,
+            "activations": self.activation_bytes,
+            "boundary": self.boundary_bytes,
+            "temporary": self.temporary_bytes,
+            "libraries": self.library_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Link:
+    """Values that one stage sends to another, for one micro-batch's forward."""
+
+    source: int
+    target: int
+    values: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way that was considered."""
+
+    label: str
+    """Such as `2 replicas x 2 devices, 1f1b, 4 micro-batches, recompute none`."""
+    step_seconds: float | None
+    """None: it can't run."""
+    peak_bytes: float | None
+    """Of its fullest device."""
+    verdict: str
+    """Why it was not chosen."""
 
 
 @dataclass(frozen=True)
@@ -54,76 +180,121 @@ class Plan:
     network: str
     input_shape: tuple[int, ...]
     """Of one micro-batch, (N, C, *spatial)."""
-    micro_batches: int
-    schedule: Schedule
-    recompute: Recompute
     precision: str
     operations: int
     digest: str
     """Of the sequence of operations: a plan is for one network."""
+    hardware: str
+    """Whose speeds the times are predicted with."""
+    choices: Choices
     stages: tuple[Stage, ...]
+    devices: tuple[DeviceLoad, ...]
+    links: tuple[Link, ...]
+    step_seconds: float
+    """Forward, backward, gradient sum over the replicas and optimizer, of one step."""
+    bubble: float
+    """Fraction of the devices' time in the pipeline in which they wait."""
+    alternatives: tuple[Alternative, ...] = ()
     version: int = VERSION
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """The operations at which stages 1, 2, ... begin."""
-        return tuple(stage.first for stage in self.stages[1:])
+        return self.choices.cuts
 
     @property
-    def bubble(self) -> float:
-        """Fraction of the devices' time in which they wait, from the schedule and the stages' shares."""
-        slowest = max(stage.time_share for stage in self.stages)
-        span = slowest * (self.micro_batches - 1) + 1.0
-        return 1.0 - self.micro_batches / (len(self.stages) * span)
+    def micro_batches(self) -> int:
+        return self.choices.micro_batches
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.choices.schedule
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the fullest device."""
+        return max(device.peak_bytes for device in self.devices)
+
+    @property
+    def pace(self) -> Pace:
+        """The stages' times and the messages between them."""
+        return Pace(
+            tuple(stage.forward_seconds for stage in self.stages),
+            tuple(stage.backward_seconds for stage in self.stages),
+            tuple((link.source, link.target, link.seconds) for link in self.links),
+        )
+
+    def timetable(self, micro_batches: int | None = None) -> Timetable:
+        """Of one replica, with so many micro-batches (default: its share of the plan's)."""
+        return timetable(
+            self.choices.schedule,
+            devices=self.choices.devices,
+            micro_batches=self.choices.share if micro_batches is None else micro_batches,
+            pace=self.pace,
+            limit=self.choices.limit,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"cuts": list(self.cuts), "bubble": self.bubble}
+        return dataclasses.asdict(self)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
     @staticmethod
-    def from_dict(tree: dict[str, Any]) -> "Plan":
+    def from_dict(tree: Mapping[str, Any]) -> "Plan":
         """Reads what `to_dict` wrote.
 
         Raises:
-            UserError: another version, or a missing or unknown field.
+            UserError: another version, a missing or unknown field, or choices that contradict each other.
         """
-        if tree.get("version") != VERSION:
-            raise UserError(f"plan: version {tree.get('version')!r} is not {VERSION}: make the plan again")
-        derived = {"cuts", "bubble"}
+        if not isinstance(tree, Mapping) or tree.get("version") != VERSION:
+            found = tree.get("version") if isinstance(tree, Mapping) else tree
+            raise UserError(f"plan: version {found!r} is not {VERSION}: make the plan again")
         try:
-            stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in tree["stages"])
-            rest = {k: v for k, v in tree.items() if k not in derived | {"stages"}}
-            return Plan(**{**rest, "input_shape": tuple(rest["input_shape"]), "stages": stages})
+            fields = dict(tree)
+            choices = fields.pop("choices")
+            choices = Choices(**{**choices, "cuts": tuple(choices["cuts"]), "recompute": tuple(choices["recompute"])})
+            choices.check()
+            stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in fields.pop("stages"))
+            return Plan(
+                choices=choices,
+                stages=stages,
+                devices=tuple(DeviceLoad(**device) for device in fields.pop("devices")),
+                links=tuple(Link(**link) for link in fields.pop("links")),
+                alternatives=tuple(Alternative(**other) for other in fields.pop("alternatives")),
+                input_shape=tuple(fields.pop("input_shape")),
+                **fields,
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"plan: not a plan of version {VERSION}: {error}") from error
 
-    def table(self) -> Table:
-        """The stages as a table for the terminal; it fits 80 columns."""
-        table = Table(title=self.headline(), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("dev", justify="right")
-        table.add_column("begins with", overflow="fold")
-        for name in ("weights", "memory", "activations", "receives", "time"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for stage in self.stages:
-            table.add_row(
-                str(stage.index),
-                stage.begins,
-                format_count(stage.parameters),
-                format_bytes(stage.peak_bytes),
-                f"{stage.in_flight}x{format_bytes(stage.activation_bytes)}",
-                format_bytes(stage.receive_bytes),
-                f"{stage.time_share:.0%}",
-            )
-        return table
-
     def headline(self) -> str:
+        """The choices in one line."""
         shape = "x".join(str(size) for size in self.input_shape)
-        return (
-            f"{self.network} on {shape}: {len(self.stages)} stage(s), {self.micro_batches} micro-batch(es), "
-            f"{self.schedule}, recompute {self.recompute}, {self.precision}; devices idle {self.bubble:.0%}"
-        )
+        return f"{self.network} on {shape}: {describe_choices(self.choices)}, {self.precision}; idle {self.bubble:.0%}"
+
+
+def describe_choices(choices: Choices) -> str:
+    """Such as `2 replicas x 2 devices, 1f1b, 4 micro-batches, recompute none`."""
+    parts = [f"{choices.replicas} x " if choices.replicas > 1 else ""]
+    parts.append(_counted(choices.devices, "device"))
+    if choices.stages != choices.devices:
+        parts.append(f" ({choices.stages} stages)")
+    if choices.devices > 1:
+        parts.append(f", {choices.schedule}")
+        if choices.limit is not None:
+            parts.append(f" (limit {choices.limit})")
+    parts.append(f", {_counted(choices.micro_batches, 'micro-batch')}")
+    modes = sorted(set(choices.recompute))
+    if len(modes) == 1:
+        parts.append(f", recompute {modes[0]}")
+    else:
+        again = [str(stage) for stage, mode in enumerate(choices.recompute) if mode != "none"]
+        parts.append(f", recompute in stage {', '.join(again)}")
+    return "".join(parts)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('ch') else 's'}"
 
 
 def plans_to_json(plans: Sequence[Plan]) -> str:
@@ -142,20 +313,3 @@ def plans_from_json(text: str) -> tuple[Plan, ...]:
         return tuple(Plan.from_dict(plan) for plan in tree["plans"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"plan.json: not a list of plans: {error}") from error
-
-
-def format_bytes(count: float) -> str:
-    """Bytes for people: 1.50 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def format_count(count: int) -> str:
-    """A number of parameters for people: 22.9M."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return str(count)

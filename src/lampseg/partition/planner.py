@@ -1,150 +1,124 @@
-"""From a network, an input shape and devices to a Plan."""
+"""From a network, one micro-batch's shape and a way to run to a Plan: the cuts are found, everything else is given."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from lampseg.errors import UserError
-from lampseg.partition.cost import SPEEDS, IntervalCosts, Training, in_flight
-from lampseg.partition.graph import Graph
-from lampseg.partition.placement import Placement, place
-from lampseg.partition.plan import Plan, Stage, format_bytes
-from lampseg.partition.record import record
-from lampseg.partition.solver import solve
+from lampseg.partition.costed import CostedNetwork, cost_network
+from lampseg.partition.forecast import plan_of
+from lampseg.partition.hardware import Hardware
+from lampseg.partition.plan import Choices, Plan, Recompute
+from lampseg.partition.schedule import Pace, Schedule, timetable
+from lampseg.partition.several import solve_several
+from lampseg.partition.solver import Cut, solve
+from lampseg.units import format_bytes
 
 
 def make_plan(
     network: nn.Module,
     *,
     shape: tuple[int, ...],
-    stages: int = 1,
-    training: Training | None = None,
+    devices: int = 1,
+    micro_batches: int = 1,
+    schedule: Schedule = "1f1b",
+    recompute: Recompute = "none",
     precision: str = "float32",
-    device: str = "cpu",
+    hardware: Hardware | None = None,
     memory: Sequence[float] | None = None,
+    training: bool = True,
     name: str | None = None,
 ) -> Plan:
-    """Splits `network` (in its present mode) for one micro-batch of `shape`, without running or allocating it.
+    """Splits `network` (in its present mode) over `devices` in the given way; only the cuts are searched.
 
     Args:
-        network: its parameters may be on the meta device.
         shape: of one micro-batch, (N, C, *spatial).
-        stages: how many devices.
-        training: micro-batches, schedule, recompute.
-        precision: float32, float64 or bfloat16 (mixed precision).
-        device: the kind of device, cpu or cuda; sets the ratio of compute to memory speed.
-        memory: bytes of each stage's device; None sets no limit.
-        name: of the network, for the printed plan.
+        micro_batches: of a step.
+        memory: bytes of each device; None sets no limit.
+        training, precision, hardware, name: see `cost_network`.
 
     Raises:
-        UserError: the network can't be recorded, has fewer operations than stages, or does not fit.
+        UserError: the network can't be recorded, has too few operations, or does not fit.
     """
-    training = training or Training()
-    graph = record_for(network, shape=shape, precision=precision, device=device)
-    costs = costs_of(graph, network, device=device)
-    if stages > costs.count:
-        raise UserError(
-            f"{stages} stages: {type(network).__name__} can be cut into at most {costs.count} stages for an "
-            f"input of shape {tuple(shape)}: ask for fewer devices"
-        )
-    cuts = solve(costs, stages=stages, training=training, memory=memory)
-    label = name or type(network).__name__
-    if cuts is None:
-        assert memory is not None
-        unlimited = solve(costs, stages=stages, training=training)
-        assert unlimited is not None
-        closest = describe(place(graph, unlimited), costs, network, training=training, precision=precision, name=label)
-        needs = ", ".join(format_bytes(stage.peak_bytes) for stage in closest.stages)
-        has = ", ".join(format_bytes(available) for available in memory)
-        raise UserError(
-            f"{label} on {tuple(shape)} does not fit: balanced over {stages} device(s) it needs {needs}, they "
-            f"have {has}. Use more devices, `parallel.recompute: all`, `precision: bfloat16`, more "
-            "micro-batches (a smaller batch each) or a smaller patch"
-        )
-    return describe(place(graph, cuts), costs, network, training=training, precision=precision, name=label)
-
-
-def record_for(
-    network: nn.Module, *, shape: tuple[int, ...], precision: str, device: str, gradients: bool = True
-) -> Graph:
-    """Records the network as it runs in a precision, with autograd on or off."""
-    return record(
-        network,
-        shape=shape,
-        dtype=torch.float64 if precision == "float64" else torch.float32,
-        device=device,
-        autocast=torch.bfloat16 if precision == "bfloat16" else None,
-        gradients=gradients,
+    model = cost_network(network, shape=shape, precision=precision, hardware=hardware, training=training, name=name)
+    stages = 2 * devices if schedule in ("v", "interleaved") else devices
+    choices = cut_for(
+        model,
+        devices=devices,
+        stages=stages,
+        schedule=schedule,
+        micro_batches=micro_batches,
+        recompute=(recompute,) * stages,
+        memory=memory,
+    )
+    if choices is not None:
+        return plan_of(model, choices, memory=memory)
+    enough_operations(model, stages)
+    assert memory is not None
+    unlimited = cut_for(
+        model,
+        devices=devices,
+        stages=stages,
+        schedule=schedule,
+        micro_batches=micro_batches,
+        recompute=(recompute,) * stages,
+    )
+    assert unlimited is not None
+    needs = ", ".join(format_bytes(load.peak_bytes) for load in plan_of(model, unlimited).devices)
+    raise UserError(
+        f"{model.name} on {tuple(shape)} does not fit: balanced over {devices} device(s) it needs {needs}, they have "
+        f"{', '.join(format_bytes(available) for available in memory)}. Use more devices, `parallel.recompute: all`, "
+        "`precision: bfloat16`, more micro-batches (a smaller batch each) or a smaller patch"
     )
 
 
-def costs_of(graph: Graph, network: nn.Module, *, device: str) -> IntervalCosts:
-    """The cost of every possible stage."""
-    parameters = dict(network.named_parameters())
-    state = {name: t.numel() * t.element_size() for name, t in (*parameters.items(), *network.named_buffers())}
-    trainable = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
-    return IntervalCosts(graph, state_bytes=state, trainable=trainable, speed=SPEEDS[device])
-
-
-def describe(
-    placement: Placement,
-    costs: IntervalCosts,
-    network: nn.Module,
-    *,
-    training: Training,
-    precision: str,
-    name: str,
-) -> Plan:
-    """The Plan of a given placement: what each stage holds and costs."""
-    graph, count = placement.graph, placement.stages
-    sizes = {key: parameter.numel() for key, parameter in network.named_parameters()}
-    owners = placement.owners()
-    sent = [0] * count
-    for value, consumers in placement.consumers().items():
-        sent[placement.stage_of(value[0])] += graph.values[value].nbytes * len(consumers)
-    starts = (0, *placement.cuts)
-    ends = (*placement.cuts, len(graph.operations))
-    seconds = costs.seconds(training)
-    # A hand-made cut may lie between two positions of the table: it is costed from the position before it.
-    positions = [max(p for p, start in enumerate(costs.starts) if start <= first) for first in starts]
-    positions.append(costs.count)
-    times = [float(seconds[positions[k], positions[k + 1]]) for k in range(count)]
-    loss = training.loss_bytes_per_logit * costs.logits
-    stages = []
-    for k in range(count):
-        at = (positions[k], positions[k + 1])
-        ops = graph.operations[starts[k] : ends[k]]
-        begins = next((op for op in ops if not op.plain), ops[0])
-        trainable = int(costs.trainable[at])
-        stages.append(
-            Stage(
-                index=k,
-                first=starts[k],
-                last=ends[k],
-                begins=f"{begins.name} @ {begins.module or 'network'}",
-                modules=tuple(dict.fromkeys(op.module for op in ops if op.module)),
-                parameters=sum(size for key, size in sizes.items() if owners.get(key) == k),
-                parameter_bytes=int(costs.state[at]),
-                gradient_bytes=trainable,
-                optimizer_bytes=int(trainable * training.optimizer_bytes_per_parameter_byte),
-                activation_bytes=int(costs.saved[at] + (k == count - 1) * loss),
-                in_flight=in_flight(training.schedule, stage=k, stages=count, micro_batches=training.micro_batches),
-                receive_bytes=int(costs.received[at]),
-                send_bytes=sent[k],
-                peak_bytes=int(costs.peak_bytes(training, stage=k, stages=count)[at]),
-                flops=float(costs.flops[at]),
-                time_share=times[k] / max(sum(times), 1e-30),
-            )
+def enough_operations(model: CostedNetwork, stages: int) -> None:
+    """Raises UserError if the network can't be cut into so many stages."""
+    if stages > model.costs.count:
+        raise UserError(
+            f"{stages} stages: {model.name} can be cut into at most {model.costs.count} stages for an "
+            f"input of shape {tuple(model.graph.input.shape)}: ask for fewer devices"
         )
-    return Plan(
-        network=name,
-        input_shape=tuple(graph.input.shape),
-        micro_batches=training.micro_batches,
-        schedule=training.schedule,
-        recompute=training.recompute,
-        precision=precision,
-        operations=len(graph.operations),
-        digest=graph.digest,
-        stages=tuple(stages),
+
+
+def cut_for(
+    model: CostedNetwork,
+    *,
+    devices: int,
+    stages: int,
+    schedule: Schedule,
+    micro_batches: int,
+    replicas: int = 1,
+    recompute: Sequence[Recompute] | None = None,
+    limit: int | None = None,
+    memory: Sequence[float] | None = None,
+) -> Choices | None:
+    """The best cuts for everything else given; None if there are too few operations or it does not fit.
+
+    Args:
+        micro_batches: of a step, over all replicas.
+        recompute: of each stage; None: where the memory needs it.
+        memory: bytes of each device of a replica.
+    """
+    share = -(-micro_batches // replicas)
+    even = timetable(schedule, devices=devices, micro_batches=share, pace=Pace.even(stages), limit=limit)
+    held = [even.in_flight(stage) for stage in range(stages)]
+    regime = model.regime(micro_batches=share, held=held, recompute=recompute)
+    cut: Cut | None
+    if stages == devices:
+        cut = solve(model.costs, stages=stages, regime=regime, memory=memory)
+    else:
+        cut = solve_several(
+            model.costs, schedule=schedule, devices=devices, stages=stages, regime=regime, memory=memory
+        )
+    if cut is None:
+        return None
+    return Choices(
+        devices=devices,
+        replicas=replicas,
+        micro_batches=micro_batches,
+        schedule=schedule,
+        cuts=tuple(model.costs.starts[position] for position in cut.positions),
+        recompute=cut.recompute,
+        limit=limit,
     )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lampseg.errors import UserError
-from lampseg.parallel.devices import parse_devices
 from lampseg.partition.hardware import Hardware, Link, Precision
 from lampseg.partition.rates import Curve, Dense, Rates, Surface
 
@@ -134,13 +133,9 @@ def local_preset(kind: Literal["cpu", "cuda"], *, device: str | None, threads: i
     return preset(name, kind="cuda").with_memory(memory)
 
 
-def parse_memory(name: str) -> float | None:
-    """24GiB, 16 GB -> bytes; None if it is no size with a unit."""
-    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", name, re.IGNORECASE):
-        return None
-    memory = parse_devices(f"1x{name}", planning=True).memory
-    assert memory is not None
-    return memory[0]
+def names_of_cards() -> list[str]:
+    """Names that `--devices NxNAME` knows, in lower case."""
+    return [name.lower() for name in (*ALIASES, *CARDS) if name not in GENERIC]
 
 
 def _hardware(card: Card, *, source: str) -> Hardware:

@@ -3,6 +3,7 @@
 Nothing is allocated and no device is needed; the network is not changed, and neither are its buffers.
 """
 
+import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lampseg.errors import UserError
@@ -52,7 +58,8 @@ def record(
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("cpu")  # autograd would abort the process
     try:
-        with _restored(network) as kept:
+        _refuse_compiled(network)
+        with restored(network) as kept, _quiet():
             how = _How(shape, dtype, device, autocast, gradients)
             graph, recorder = _record_once(network, how)
             # A tensor that the network keeps is harmless if the next pass overwrites it, as DynUNet's heads are.
@@ -70,13 +77,18 @@ def record(
         raise UserError(f"{type(network).__name__} can't be split: {error}{_network_line(error)}") from error
     except UserError:
         raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"{type(network).__name__} can't be split: what it does next depends on the values of tensors"
+            f"{_network_line(error)}. It must do the same for all data of one shape: use `torch.where` or multiply by "
+            "a mask instead of a decision, a number or a selection"
+        ) from error
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         raise UserError(
             f"{type(network).__name__} can't be recorded for an input of shape {tuple(shape)}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            f"{_network_line(error)}. A network that is split must run on any data of a shape in the same "
-            "way: if the shape itself is at fault choose another; otherwise avoid decisions that read the values "
-            "of tensors"
+            f"{_network_line(error)}. Choose another shape, or correct the network: it must run on fake tensors, "
+            "which have a shape and no values"
         ) from error
 
 
@@ -134,10 +146,34 @@ def _record_backward(network: nn.Module, how: _How, graph: Graph, recorder: Reco
     return second.finish()
 
 
+def _refuse_compiled(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        where = f"its module `{name}`" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Refused(f"{where} is TorchScript, which runs out of torch's sight: use the Python module instead")
+        if hasattr(module, "_orig_mod"):
+            raise Refused(f"{where} is compiled by `torch.compile`, which hides its calls: remove that call")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log a traceback for every shape that does not fit; the user is told in one sentence."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def _network_line(error: BaseException) -> str:
     """Where the network made the call: the innermost line outside torch and lampseg's own recording, if any."""
     own = ("/torch/", "/lampseg/partition/", "/lampseg/parallel/", "/contextlib.py")
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.extract_tb(error.__traceback__))
+    # The function that is checkpointed belongs to the network, too, but the fault is the call of checkpoint.
+    checkpoint = next((n for n, f in enumerate(frames) if f.filename.endswith("torch/utils/checkpoint.py")), None)
+    frames = frames[:checkpoint]
     outside = [f for f in frames if not any(part in f.filename.replace("\\", "/") for part in own)]
     if not outside:
         return ""
@@ -165,7 +201,7 @@ def _module_names(network: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(network: nn.Module) -> Iterator[Callable[[], list[str]]]:
+def restored(network: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Puts every attribute of every module back as it was.
 
     Yields a function that names the attributes in which modules keep tensors of a recorded pass.

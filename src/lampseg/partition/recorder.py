@@ -19,7 +19,7 @@ from lampseg.partition.kernels import Kernels, storage_of, tensors_in
 # Effects that can be neither replayed nor sent to another stage.
 # fmt: off
 _REFUSED = frozenset({
-    "__set__", "CheckpointFunction.apply", "backward", "detach_", "grad", "grad_fn", "register_hook",
+    "__set__", "backward", "detach_", "grad", "grad_fn", "register_hook",
     "register_post_accumulate_grad_hook", "requires_grad_", "resize_", "resize_as_", "retain_grad", "set_",
 })
 _PLAIN = (
@@ -27,6 +27,11 @@ _PLAIN = (
     torch.memory_format,
 )
 # fmt: on
+
+_CHECKPOINT = (
+    "it changes how autograd keeps tensors, as `torch.utils.checkpoint` does: switch that off (often an argument, such "
+    "as `use_checkpoint: false` in network.kwargs) and use `parallel.recompute: all` instead"
+)
 
 
 class Refused(UserError):
@@ -51,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self.values: dict[ValueId, Value] = {}
         self.pinned: list[tuple[int, int]] = []
         self.ready: dict[ValueId, int] = {}
+        self.written: set[str] = set()
         self.saved: dict[int, tuple[int, list[int]]] = {}
         self._running = ""
         self._labels: dict[int, ValueId] = {}
@@ -84,6 +90,7 @@ class Recorder(TorchFunctionMode):
             saved=saved,
             pinned=tuple(self.pinned),
             ready=self.ready,
+            written=frozenset(self.written),
         )
 
     def _with_final_values(self, op: Operation) -> Operation:
@@ -123,7 +130,9 @@ class Recorder(TorchFunctionMode):
         leaves, spec = tree_flatten(out)
         plain = not written and not any(isinstance(t, Tensor) for t in leaves)
         if plain and not all(isinstance(leaf, _PLAIN) for leaf in leaves):
-            raise Refused(f"it calls `{name}`, whose result of type {type(out).__name__} only holds in one process")
+            raise Refused(
+                f"it calls `{name}`, whose result of type {type(out).__name__} only holds in one process: do without"
+            )
         # Read the labels before an in-place write changes them.
         reads = tuple(dict.fromkeys(self._labels[id(t)] for t in inputs if id(t) in self._labels))
         state = tuple(dict.fromkeys(self._names[id(t)] for t in given if id(t) in self._names))
@@ -161,16 +170,15 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _refuse(self, name: str, kwargs: dict[str, Any]) -> None:
+        if name == "CheckpointFunction.apply":
+            raise Refused(_CHECKPOINT)
         if name in _REFUSED:
             raise Refused(f"it calls `{name}`, whose effect can't be brought to another stage: remove that call")
         if kwargs.get("generator") is not None:
             raise Refused(f"it gives `{name}` a generator of its own: remove that argument, lampseg seeds each call")
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
         if hooks is None or hooks[0] != self._pack:
-            raise Refused(
-                "it changes how autograd keeps tensors, as torch.utils.checkpoint does: switch that off and use "
-                "`parallel.recompute` instead"
-            )
+            raise Refused(_CHECKPOINT)
 
     def _on_kernel(self, kernel: str, tensors: list[Tensor]) -> None:
         """Every tensor that a kernel reads must have come to it through a torch function that was seen."""
@@ -178,11 +186,13 @@ class Recorder(TorchFunctionMode):
             if id(tensor) in self._names:
                 raise Refused(
                     f"`{self._running or kernel}` uses `{self._names[id(tensor)]}` without getting it as an argument, "
-                    "so that its stage can't be known"
+                    "so that its stage can't be known: pass it as an argument"
                 )
             known = id(tensor) in self._labels or storage_of(tensor) in self._state_storages
             if known and not self._running:
-                raise Refused(f"it runs `{kernel}` out of torch's sight (TorchScript or an extension)")
+                raise Refused(
+                    f"it runs `{kernel}` out of torch's sight (TorchScript or an extension): use its Python version"
+                )
 
     def _output(
         self, tensor: Tensor, inputs: list[Tensor], new: ValueId, written: list[int], storages: set[int]
@@ -211,7 +221,11 @@ class Recorder(TorchFunctionMode):
                 "it changes a tensor that is neither computed in this pass nor a buffer: register it as a buffer"
             )
         if self._state_storages.get(storage) in self._trained:
-            raise Refused(f"its forward pass changes the parameter `{self._state_storages[storage]}`")
+            raise Refused(
+                f"its forward pass changes the parameter `{self._state_storages[storage]}`: compute with a changed copy"
+            )
+        if storage in self._state_storages:
+            self.written.add(self._state_storages[storage])
         aliases = self._by_storage.get(storage, [])
         if aliases:
             self.pinned.append((min(operation for (operation, _), _ in aliases), index))

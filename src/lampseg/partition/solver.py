@@ -1,51 +1,137 @@
-"""The cut: an exact min-max split of the operations into consecutive stages, by dynamic programming.
+"""The cut of a schedule with one stage a device: exact, by dynamic programming over all cuts.
 
-Three passes over the same recursion. The first finds the smallest possible time of the slowest stage among the splits
-that fit the memory. The second, among the splits no slower than that (within `slack`), the smallest possible memory of
-the fullest stage. The third, among those within `slack` of both, the split that sends least. Each objective is a
-maximum or a sum over stages, so each pass is exact; the number of positions is the number of operations that do work,
-so there is no need for a heuristic.
+With n micro-batches the predicted time of a step is
+
+    (n - 1) x the slowest stage  +  the sum over stages of their time and their messages
+
+(the slowest stage sets the pace; the first micro-batch goes through all). Every pass is the same recursion:
+
+1. Among the splits that fit the memory: the smallest such time. For a bound T on the slowest stage the sum is minimised
+   exactly; T is lowered from one solution to the next, until no better one is possible.
+2. Among the splits whose slowest stage is within `slack` of that one's: the least memory of the fullest stage.
+3. Among those within `slack` of both: the split that sends least.
+
+(With one micro-batch there is no pace to keep, only messages to save: 2% of the time are given for balanced memory.)
+
+Where the memory of a stage does not do, its forward is run again (recompute), if that is left open; each possible stage
+takes the faster way that fits. The number of positions is the number of operations that do work, so there is no need
+for a heuristic.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lampseg.partition.cost import IntervalCosts, Training
+from lampseg.partition.cost import IntervalCosts, Regime, Table
+from lampseg.partition.plan import Recompute
 
-Table = NDArray[np.float64]
+ONE_MICRO_BATCH_SLACK = 0.02
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where stages 1, 2, ... begin, as positions of the cost tables, and which stages run their forward again."""
+
+    positions: tuple[int, ...]
+    recompute: tuple[Recompute, ...]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Of one stage, for every interval: infinite where it does not fit."""
+
+    seconds: Table
+    path: Table
+    """Seconds and messages."""
+    peak: Table
+    again: NDArray[np.bool_]
 
 
 def solve(
     costs: IntervalCosts,
     *,
     stages: int,
-    training: Training,
+    regime: Regime,
     memory: Sequence[float] | None = None,
-    slack: float = 0.02,
-) -> tuple[int, ...] | None:
-    """Finds the cuts, as operation numbers; None if no split fits `memory` (bytes of each stage's device).
+    slack: float = 0.004,
+) -> Cut | None:
+    """Finds the cuts; None if no split fits `memory` (bytes of each stage's device) or there are too few operations.
 
-    Among the splits whose slowest stage takes at most (1 + slack) times the optimum, and whose fullest stage needs at
-    most (1 + slack) times the least memory possible at that speed, the one is returned whose stages receive the fewest
-    bytes.
+    Args:
+        regime: `held` and, if given, `recompute` have an entry for each stage.
+        slack: see the three passes above.
     """
     if stages > costs.count:
         return None
-    seconds = costs.seconds(training)
-    peaks = [costs.peak_bytes(training, stage=stage, stages=stages) for stage in range(stages)]
-    allowed = [np.isfinite(seconds) if memory is None else peak <= memory[k] for k, peak in enumerate(peaks)]
-    best = _split([np.where(ok, seconds, np.inf) for ok in allowed], combine=np.maximum)
-    if best is None:
+    tables = [_stage_tables(costs, regime, stage, memory) for stage in range(stages)]
+    fastest = _fastest([t.seconds for t in tables], [t.path for t in tables], regime.micro_batches)
+    if fastest is None:
         return None
-    fast = [ok & (seconds <= best[0] * (1 + slack)) for ok in allowed]
-    leanest = _split([np.where(ok, peak, np.inf) for ok, peak in zip(fast, peaks)], combine=np.maximum)
+    bound = _slowest([t.seconds for t in tables], fastest) * (1 + slack)
+    total = sum(t.path[span] for t, span in zip(tables, _spans(fastest, costs.count)))
+    total *= 1 + (slack if regime.micro_batches > 1 else ONE_MICRO_BATCH_SLACK)
+    fast = (
+        [t.seconds <= bound for t in tables] if regime.micro_batches > 1 else [np.isfinite(t.seconds) for t in tables]
+    )
+    leanest = _split([np.where(ok, t.peak, np.inf) for ok, t in zip(fast, tables)], combine=np.maximum)
     assert leanest is not None
-    lean = [ok & (peak <= leanest[0] * (1 + slack)) for ok, peak in zip(fast, peaks)]
+    lean = [ok & (t.peak <= leanest[0] * (1 + slack)) for ok, t in zip(fast, tables)]
     sends = _split([np.where(ok, costs.received, np.inf) for ok in lean], combine=np.add)
     assert sends is not None
-    return tuple(costs.starts[position] for position in sends[1])
+    chosen = sends[1]
+    if sum(t.path[span] for t, span in zip(tables, _spans(chosen, costs.count))) > total:
+        chosen = fastest  # less memory is not worth longer messages
+    again = [bool(t.again[span]) for t, span in zip(tables, _spans(chosen, costs.count))]
+    given = regime.recompute
+    modes = given if given is not None else tuple[Recompute, ...]("all" if a else "none" for a in again)
+    return Cut(tuple(chosen), modes)
+
+
+def _stage_tables(costs: IntervalCosts, regime: Regime, stage: int, memory: Sequence[float] | None) -> _Tables:
+    ways = {again: costs.peak_bytes(regime, held=regime.held[stage], again=again) for again in (False, True)}
+    limit = np.inf if memory is None else memory[stage]
+    if regime.recompute is None:
+        again = ways[False] > limit
+    else:
+        again = np.full(ways[False].shape, regime.recompute[stage] != "none")
+    peak = np.where(again, ways[True], ways[False])
+    seconds = np.where(again, costs.seconds(again=True), costs.seconds(again=False))
+    seconds = np.where(peak <= limit, seconds, np.inf)
+    return _Tables(seconds, seconds + 2 * costs.transfer, peak, again)
+
+
+def _fastest(seconds: Sequence[Table], paths: Sequence[Table], micro_batches: int) -> list[int] | None:
+    """The cuts of the smallest (n - 1) x slowest + sum of paths."""
+    least = _split(seconds, combine=np.maximum)
+    if least is None:
+        return None
+    best, chosen = np.inf, None
+    bound = np.inf
+    while True:
+        allowed = [np.where(table <= bound, path, np.inf) for table, path in zip(seconds, paths)]
+        found = _split(allowed, combine=np.add)
+        if found is None:
+            break
+        slowest = _slowest(seconds, found[1])
+        value = (micro_batches - 1) * slowest + found[0]
+        if value < best:
+            best, chosen = value, found[1]
+        # A lower bound on the slowest stage costs a larger sum: nothing below can beat this any more.
+        if (micro_batches - 1) * least[0] + found[0] >= best:
+            break
+        bound = np.nextafter(slowest, 0)
+    assert chosen is not None
+    return chosen
+
+
+def _spans(cuts: Sequence[int], count: int) -> list[tuple[int, int]]:
+    return list(zip((0, *cuts), (*cuts, count)))
+
+
+def _slowest(seconds: Sequence[Table], cuts: Sequence[int]) -> float:
+    return max(float(table[span]) for table, span in zip(seconds, _spans(cuts, seconds[0].shape[0])))
 
 
 def _split(tables: Sequence[Table], *, combine: Callable[[Table, Table], Table]) -> tuple[float, list[int]] | None:
@@ -57,10 +143,11 @@ def _split(tables: Sequence[Table], *, combine: Callable[[Table, Table], Table])
     best = tables[0][0, :].copy()  # best[j]: the stages so far hold positions 0..j-1
     best[0] = np.inf
     choices: list[NDArray[np.intp]] = []
+    empty = np.arange(count)[:, None] >= np.arange(count + 1)[None, :]
     for table in tables[1:]:
         # combined[i, j]: the stages before end at i, this one holds i..j-1
         combined = combine(best[:count, None], np.where(np.isfinite(best[:count, None]), table, np.inf))
-        combined[np.arange(count)[:, None] >= np.arange(count + 1)[None, :]] = np.inf
+        combined[empty] = np.inf
         choices.append(np.argmin(combined, axis=0))
         best = np.min(combined, axis=0)
     if not np.isfinite(best[count]):

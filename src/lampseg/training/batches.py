@@ -8,22 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lampseg.config import Config, StageConfig
 from lampseg.data import Draw, Sampler
-
-AUTO_MICRO_BATCHES = 8
-
-
-def micro_batch_count(stage: StageConfig, config: Config) -> int:
-    """Into how many micro-batches a stage's mini-batch is cut.
-
-    It never depends on the number of devices: BatchNorm sees one micro-batch at a time, so a count that followed the
-    devices would change what is computed. Whole volumes have different shapes: each is a micro-batch of its own.
-    """
-    if stage.whole:
-        return stage.batch
-    wanted = stage.micro_batches or config.parallel.micro_batches
-    return min(stage.batch, AUTO_MICRO_BATCHES if wanted == "auto" else wanted)
 
 
 def cut(draws: Sequence[Draw], count: int) -> tuple[tuple[Draw, ...], ...]:

@@ -1,8 +1,7 @@
-"""The job: configuration -> prepared cases, class weights and one plan per curriculum stage. No device is needed."""
+"""The job: configuration -> prepared cases, class weights, steps. No device is needed."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,8 @@ from torch import nn
 from lampseg.config import Config, StageConfig
 from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
 from lampseg.errors import UserError
-from lampseg.networks import build_network, network_stride
-from lampseg.parallel.devices import Devices
-from lampseg.partition import Plan, Training, make_plan
-from lampseg.training.batches import micro_batch_count
+from lampseg.networks import build_network, network_sizes
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
-from lampseg.training.loss import BYTES_PER_LOGIT
-from lampseg.training.smallest import enough_voxels
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,8 @@ class Job:
     training: tuple[PreparedCase, ...]
     validation: tuple[PreparedCase, ...]
     stride: tuple[int, int, int]
+    window: tuple[int, int, int] | None
+    """The only size that the network takes, if it takes no other: whole volumes are then segmented in such windows."""
     class_weights: tuple[float, ...]
     unseen: tuple[str, ...]
     """Classes without a single annotated voxel in the training split."""
@@ -105,20 +101,26 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
             "data.spacing"
         )
     network = build_network(config.network, in_channels=1, out_channels=len(dataset.classes))
-    stride = network_stride(network, in_channels=1)
+    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
     job = Job(
         config=config,
         dataset=dataset,
         training=train_cases,
         validation=validation_cases,
         stride=stride,
+        window=window,
         class_weights=weights,
         unseen=tuple(dataset.classes[c] for c in unseen),
     )
     for index, stage in enumerate(config.curriculum):
-        check_patch(stage, index=index, stride=stride)
+        check_patch(stage, index=index, stride=stride, window=window)
         job.sampler(index)  # refuses a patch larger than every volume
     return job
+
+
+def patches_of(config: Config) -> list[tuple[int, int, int]]:
+    """The sizes of the curriculum's patches, without `whole`."""
+    return [stage.size for stage in config.curriculum if stage.size is not None]
 
 
 def check_patch(
@@ -126,13 +128,20 @@ def check_patch(
     *,
     index: int,
     stride: tuple[int, int, int],
+    window: tuple[int, int, int] | None = None,
     largest: tuple[int, int, int] | None = None,
 ) -> None:
     """Raises UserError unless the patch is a multiple of the network's total stride.
 
     Args:
+        window: the only size that the network takes, if it takes no other.
         largest: per axis the size of the largest volume, if known: the patch must not exceed it.
     """
+    if window is not None and stage.size != window:
+        raise UserError(
+            f"curriculum.{index}.patch: {stage.patch} is not possible, the network only takes volumes of "
+            f"{list(window)} voxels: give every stage this patch (volumes are then validated and predicted in windows of it)"
+        )
     if stage.size is None:
         return
     if largest is not None and any(size > most for size, most in zip(stage.size, largest)):
@@ -148,69 +157,6 @@ def check_patch(
         )
 
 
-def make_plans(
-    config: Config,
-    network: nn.Module,
-    *,
-    devices: Devices,
-    largest: tuple[int, int, int],
-    smallest: tuple[int, int, int] | None = None,
-) -> tuple[Plan, ...]:
-    """One plan per curriculum stage.
-
-    Args:
-        network: may be on meta.
-        largest: the largest padded training volume, in voxels: what `patch: whole` is planned for.
-        smallest: the padded training volume of fewest voxels: whether `patch: whole` is possible with it is tried.
-
-    Raises:
-        UserError: a stage cannot be run or does not fit; the message names it.
-    """
-    network.train()
-    plans = []
-    for index, stage in enumerate(config.curriculum):
-        count = micro_batch_count(stage, config)
-        samples = -(-stage.batch // count)
-        training = Training(
-            micro_batches=count,
-            schedule=config.parallel.schedule,
-            recompute=config.parallel.recompute,
-            optimizer_bytes_per_parameter_byte=optimizer_numbers(config),
-            loss_bytes_per_logit=BYTES_PER_LOGIT * (2 if config.precision == "float64" else 1),
-        )
-        with _named(stage, index, size=stage.size or largest):
-            plans.append(
-                make_plan(
-                    network,
-                    shape=(samples, 1, *(stage.size or largest)),
-                    stages=devices.count,
-                    training=training,
-                    precision=config.precision,
-                    device=devices.kind,
-                    memory=devices.memory,
-                    name=config.network.name,
-                )
-            )
-        if stage.whole and smallest is not None and smallest != largest:
-            with _named(stage, index, size=smallest):
-                make_plan(network, shape=(samples, 1, *smallest), precision=config.precision, device=devices.kind)
-    return tuple(plans)
-
-
-@contextmanager
-def _named(stage: StageConfig, index: int, *, size: tuple[int, int, int]) -> Iterator[None]:
-    """Puts the curriculum stage before the message of a fault."""
-    if stage.whole:
-        remedy = "leave such small cases out, or use a network with fewer levels (network.depth)"
-    else:
-        remedy = f"use a larger patch, for instance {[2 * edge for edge in size]}, or a smaller network.depth"
-    try:
-        with enough_voxels("its input", size, remedy=remedy):
-            yield
-    except UserError as error:
-        raise UserError(f"curriculum.{index} (patch {stage.patch}): {error}") from error
-
-
 def largest_volume(job: Job) -> tuple[int, int, int]:
     """Per axis the size of the largest training volume, padded to the network's stride."""
     x, y, z = (
@@ -224,9 +170,3 @@ def smallest_volume(job: Job) -> tuple[int, int, int]:
     sizes = ([-(-size // step) * step for size, step in zip(case.shape, job.stride)] for case in job.training)
     x, y, z = min(sizes, key=math.prod)
     return x, y, z
-
-
-def optimizer_numbers(config: Config) -> float:
-    """How many numbers RMSprop keeps for each parameter."""
-    options = config.optimizer.kwargs
-    return 1.0 + bool(options.get("momentum", 0)) + bool(options.get("centered", False))

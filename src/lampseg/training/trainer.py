@@ -17,7 +17,7 @@ from lampseg.parallel.randomness import mix
 from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
-from lampseg.training.batches import MicroBatch, cut, micro_batch_count
+from lampseg.training.batches import MicroBatch, cut
 from lampseg.training.checkpoint import (
     by_first_name,
     check_fits,
@@ -121,7 +121,7 @@ class Trainer:
         sampler = self.job.sampler(stage)
         draws = sampler.draws(within)
         # Volumes of one batch differ in shape; those of one micro-batch must not.
-        parts = cut(draws, micro_batch_count(settings, self.config))
+        parts = cut(draws, len(draws) if settings.whole else self.plans[stage].micro_batches)
         batches = [MicroBatch(sampler, part, self.dtype, self.world.device) for part in parts]
 
         def loss(m: int, output: Any) -> Tensor:
@@ -143,10 +143,11 @@ class Trainer:
             "loss": sum(losses),
             "peak": self.memory.read(),
             "busy": self.model.runner.busy,
+            "stages": self.model.runner.seconds,
             "seconds": time.perf_counter() - begun,
         }
         ranks: list[Any] = self.world.gather(mine)
-        value = float(ranks[-1]["loss"])
+        value = float(sum(rank["loss"] for rank in ranks))  # where an output is, its replica's; elsewhere 0
         if not torch.isfinite(torch.tensor(value)):
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (curriculum stage {stage + 1}): lower "
@@ -165,6 +166,7 @@ class Trainer:
         }
         if self.world.device.type == "cpu":  # on CUDA it is the device that waits: not seen from here
             record["busy_seconds"] = [rank["busy"] for rank in ranks]
+            record["stage_seconds"] = [rank["stages"] for rank in ranks]
         return record
 
     def _validate(self, stage: int, epoch: int, journal: Journal | None) -> None:
@@ -176,6 +178,7 @@ class Trainer:
                 self.job.validation,
                 classes=self.job.classes,
                 stride=self.job.stride,
+                window=self.job.window,
                 dtype=self.dtype,
             )
             score = evaluation.average
@@ -255,10 +258,10 @@ class Trainer:
 
     def _gather_optimizer(self) -> dict[str, Tensor]:
         names = {id(parameter): name for name, parameter in self.model.parameters().items()}
-        return gather_all(optimizer_state(self.optimizer, names), world=self.world)
+        return gather_all(optimizer_state(self.optimizer, names), mesh=self.model.mesh)
 
     def _load_optimizer(self, numbers: dict[str, Tensor]) -> None:
         known: Any = self.world.broadcast(sorted(numbers) if self.world.first else None)
         owners = {key: self.model.owners[key.split(":", 1)[1]] for key in known}
-        mine = scatter_all(numbers, owners=owners, world=self.world)
+        mine = scatter_all(numbers, owners=owners, mesh=self.model.mesh)
         restore_optimizer(self.optimizer, self.model.parameters(), mine)

@@ -1,7 +1,7 @@
 """Whole-volume segmentation of cases on the network's grid, and their Dice: how the best model is chosen."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lampseg.data import PreparedCase
 from lampseg.evaluation import Evaluation, dice_per_class
+from lampseg.inference.segment import SlidingWindow, sliding_labels
 from lampseg.parallel.model import ParallelModel
 from lampseg.training.supervision import logits_of
 
@@ -32,28 +33,49 @@ def validate(
     *,
     classes: Sequence[str],
     stride: tuple[int, int, int],
+    window: tuple[int, int, int] | None = None,
     dtype: torch.dtype,
 ) -> tuple[Evaluation, float]:
-    """Dice of every case, segmented whole in one pass; and the seconds it took. The same on every rank."""
+    """Dice of every case, segmented whole; and the seconds it took. The same on every rank.
+
+    Each volume goes through the network in one pass, or in sliding windows of the only size that the network takes.
+    Replicas share the cases.
+    """
     world = model.world
     begun = time.perf_counter()
+    order = [case.id for case in cases]
+    cases = [cases[index] for index in model.mesh.spread(len(cases))]
     shapes = [padded_shape(case.shape, stride) for case in cases]
 
     def load(index: int) -> Tensor:
         volume = np.load(cases[index].image, mmap_mode="r")
         return pad_volume(volume, shapes[index], device=world.device, dtype=dtype)
 
+    def segmented() -> Iterator[Tensor | None]:
+        if window is None:
+            for output in model.runner.predict(shapes, load=load):
+                yield None if output is None else logits_of(output)[0][0].argmax(0)
+            return
+        for index, shape in enumerate(shapes):
+            x = load(index) if model.mesh.device == 0 else torch.zeros(shape, dtype=dtype, device=world.device)
+            with torch.no_grad():
+                labels = sliding_labels(model, x, SlidingWindow(window))
+            yield labels
+
     model.network.eval()
     scores: dict[str, tuple[float | None, ...]] = {}
-    for case, output in zip(cases, model.runner.predict(shapes, load=load), strict=True):
-        if output is None:
+    for case, found in zip(cases, segmented(), strict=True):
+        if found is None:
             continue
         a, b, c = case.shape
-        labels = logits_of(output)[0][0, :, :a, :b, :c].argmax(0).cpu()
+        labels = found[:a, :b, :c].cpu()
         assert case.label is not None
         truth = torch.from_numpy(np.load(case.label).astype(np.int64))
         scores[case.id] = dice_per_class(labels, truth, classes=len(classes), annotated=case.annotated)
     model.network.train()
-    everywhere = world.broadcast(scores, source=world.size - 1)
-    assert isinstance(everywhere, dict)
-    return Evaluation.from_cases(everywhere, class_names=classes), time.perf_counter() - begun
+    everywhere: dict[str, tuple[float | None, ...]] = {}
+    for part in world.gather(scores):
+        assert isinstance(part, dict)
+        everywhere |= part
+    scored = {name: everywhere[name] for name in order}
+    return Evaluation.from_cases(scored, class_names=classes), time.perf_counter() - begun

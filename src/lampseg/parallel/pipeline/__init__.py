@@ -1,6 +1,5 @@
 """Pipeline parallelism for unmodified networks: stages, schedules, routes, recompute."""
 
-from lampseg.parallel.pipeline.runner import PipelineRunner
-from lampseg.parallel.pipeline.schedule import Action, actions
+from lampseg.parallel.pipeline.runner import PipelineRunner, places_of
 
-__all__ = ["Action", "PipelineRunner", "actions"]
+__all__ = ["PipelineRunner", "places_of"]

@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge
 from lampseg.parallel.pipeline.routes import Routes
 from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement
+from lampseg.partition.schedule import Action
 
 
 @dataclass
@@ -24,8 +25,14 @@ class Arrived:
 class Flight:
     """One micro-batch on one stage."""
 
+    stage: int
+    micro_batch: int
+    """Its number within the replica, as in the timetable."""
     placement: Placement
-    routes: Routes
+    own: Routes
+    """Those of the stage."""
+    seed: int
+    """For random operations."""
     x: Tensor | None = None
     """The input, on the first stage; kept for recompute."""
     edges: dict[ValueId, GradientEdge] = field(default_factory=dict)
@@ -35,9 +42,15 @@ class Flight:
     buffers: dict[int, Tensor] = field(default_factory=dict)
     """Copies of my buffers (by id) as they were before the forward, for recompute."""
 
+    @property
+    def action(self) -> Action:
+        """Its forward."""
+        return Action("forward", self.stage, self.micro_batch)
+
     def keep_buffers(self, network: nn.Module) -> None:
-        """Copies the buffers, so that a second forward finds them as the first did, and does not update them again."""
-        self.buffers = {id(buffer): buffer.clone() for buffer in network.buffers() if not buffer.is_meta}
+        """Copies my buffers, so that a second forward finds them as the first did, and does not update them again."""
+        mine = {name for op in self.placement.operations_of(self.stage) for name in op.state}
+        self.buffers = {id(buffer): buffer.clone() for name, buffer in network.named_buffers() if name in mine}
 
     def read(self, value: Value, *, anchor: Tensor, gradients: bool, keep: bool) -> Tensor:
         """The data of a received value; with `gradients`, its gradient will be found in `arrivals`."""

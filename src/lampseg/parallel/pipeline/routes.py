@@ -1,12 +1,14 @@
 """Routes: which values one stage receives and sends, from and to whom, in which order.
 
 A value goes straight from the stage that makes it to every stage that reads it, once each: the boundary between
-neighbours and a skip over several stages are the same thing. The order is the order in which values become final, so
-that messages between two ranks match without tags; gradients travel the same way back, in reverse order.
+neighbours and a skip over several stages are the same thing. The order is the order in which values become final;
+gradients travel the same way back, in reverse order. Whether a route is a message, or both of its stages lie on one
+device, is the matter of `transport`.
 """
 
 from dataclasses import dataclass
 
+from lampseg.parallel.world import Kind
 from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement
 
@@ -18,6 +20,13 @@ class Route:
     value: Value
     source: int
     target: int
+
+    def sender(self, kind: Kind) -> int:
+        """The stage that sends: a value goes from source to target, its gradient the other way."""
+        return self.source if kind == "forward" else self.target
+
+    def receiver(self, kind: Kind) -> int:
+        return self.target if kind == "forward" else self.source
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,11 @@ class Routes:
     """The last operation of this stage that reads a received value; it may be released then."""
 
     @property
+    def values_out(self) -> tuple[Route, ...]:
+        """Sent values, in the order of sending."""
+        return tuple(route for ready in sorted(self.sends) for route in self.sends[ready])
+
+    @property
     def gradients_out(self) -> tuple[Route, ...]:
         """Received values whose gradient this stage returns, in the order of sending."""
         return tuple(route for route in reversed(self.receives) if route.value.carries_gradient)
@@ -38,8 +52,15 @@ class Routes:
     @property
     def gradients_in(self) -> tuple[Route, ...]:
         """Sent values whose gradient comes back, in the order of receiving."""
-        sends = [route for ready in sorted(self.sends) for route in self.sends[ready]]
-        return tuple(route for route in reversed(sends) if route.value.carries_gradient)
+        return tuple(route for route in reversed(self.values_out) if route.value.carries_gradient)
+
+    def arriving(self, kind: Kind) -> tuple[Route, ...]:
+        """What a forward or a backward of this stage receives."""
+        return self.receives if kind == "forward" else self.gradients_in
+
+    def leaving(self, kind: Kind) -> tuple[Route, ...]:
+        """What a forward or a backward of this stage sends, in the order of sending."""
+        return self.values_out if kind == "forward" else self.gradients_out
 
 
 def routes_of(placement: Placement, stage: int) -> Routes:

@@ -1,0 +1,275 @@
+"""The rehearsal: a plan's passes run on fake tensors, so that each device's peak memory is known to the byte.
+
+Every stage runs one forward and one backward with the very code that will train (`pipeline.passes`), under a mode that
+counts the bytes alive; nothing is computed or allocated. From these, a walk through the timetable gives each device's
+peak: what is in flight, what is on its way to and from other devices, and what the pass that runs needs on top.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lampseg.parallel.pipeline.flight import Flight
+from lampseg.parallel.pipeline.itinerary import Itinerary
+from lampseg.parallel.pipeline.passes import Passes
+from lampseg.parallel.pipeline.routes import Route, Routes, routes_of
+from lampseg.parallel.pipeline.runner import places_of
+from lampseg.parallel.pipeline.transport import AHEAD, Delivery
+from lampseg.parallel.state import owners_of
+from lampseg.partition.backward import EmptyLoss
+from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
+from lampseg.partition.graph import Value, ValueId
+from lampseg.partition.live import LiveBytes
+from lampseg.partition.placement import Placement, place
+from lampseg.partition.plan import DeviceLoad, Plan
+from lampseg.partition.record import restored
+from lampseg.partition.schedule import Action
+
+
+@dataclass(frozen=True)
+class PassBytes:
+    """What one micro-batch's passes through one stage take, in bytes."""
+
+    forward_peak: int
+    """Above what was alive before; with the buffers that it receives into."""
+    kept: int
+    """Alive between forward and backward."""
+    backward_peak: int
+    """Above what was kept."""
+    gradients: int
+    """Left of the backward: gradients of parameters that had none."""
+    sent: dict[Route, int]
+    """Held for a value that was sent, beside what is kept."""
+    returned: dict[Route, int]
+    """The same for gradients."""
+
+
+def rehearse(model: CostedNetwork, plan: Plan, loss: MicroBatchLoss | None = None) -> tuple[DeviceLoad, ...]:
+    """The loads of a plan's devices, with the exact peak of the tensors.
+
+    Args:
+        model: the network that the plan is for; in the mode that it trains in.
+        loss: of a micro-batch; None: one that takes no memory.
+    """
+    placement = place(model.graph, plan.cuts)
+    first_only = plan.choices.share == 1
+    passes: dict[tuple[int, bool], PassBytes] = {}
+    with _fake_state(model.network) as fake:
+        for stage, recompute in enumerate(plan.choices.recompute):
+            ways = {"none": (False,), "all": (True,), "all_but_last": (False, True)}[recompute]
+            for again in ways:
+                run = _Run(model, placement, stage, fake=fake, loss=loss, fresh=first_only, local=_local(plan, stage))
+                passes[stage, again] = run.measure(again=again)
+    routes = [routes_of(placement, stage) for stage in range(placement.stages)]
+    return tuple(_walk(plan, load, passes, routes) for load in plan.devices)
+
+
+def _local(plan: Plan, stage: int) -> frozenset[int]:
+    """The stages that lie on the same device."""
+    places = places_of(plan.choices)
+    return frozenset(other for other, place in enumerate(places) if place == places[stage])
+
+
+def _walk(plan: Plan, load: DeviceLoad, passes: dict[tuple[int, bool], PassBytes], routes: list[Routes]) -> DeviceLoad:
+    """Goes through a device's actions and finds the moment of its peak."""
+    table, count = plan.timetable(), plan.choices.share
+    itinerary = Itinerary(table, device=load.index, places=places_of(plan.choices), routes=[routes] * count)
+    accumulated = load.gradient_bytes if count > 1 else 0
+    state = load.parameter_bytes + load.optimizer_bytes + accumulated
+    kept, pending = 0, list[tuple[int, int]]()
+    # The optimizer's step: all gradients, and for RMSprop a root of each number it keeps.
+    best = (state - accumulated + 2 * load.gradient_bytes, 0, 0)
+    for number, action in enumerate(itinerary.order):
+        pending = [item for item in pending if item[0] > number]
+        taken = passes[action.stage, runs_again(plan, action.stage, action.micro_batch, count)]
+        following = itinerary.order[number + 1 : number + 1 + AHEAD]
+        arriving = sum(
+            route.value.nbytes
+            for other in following
+            for route in routes[other.stage].arriving(other.kind)
+            if itinerary.places[route.sender(other.kind)] != load.index
+        )
+        boundary = arriving + sum(nbytes for _, nbytes in pending)
+        forward = action.kind == "forward"
+        peak = state + kept + boundary + (taken.forward_peak if forward else taken.backward_peak)
+        best = max(best, (peak, kept, boundary))
+        for route, nbytes in (taken.sent if forward else taken.returned).items():
+            receiving = Action(action.kind, route.receiver(action.kind), action.micro_batch)
+            if itinerary.places[receiving.stage] == load.index:  # handed over: until the receiver's backward is done
+                receiving = Action("backward", receiving.stage, action.micro_batch)
+            pending.append((itinerary.may_wait(receiving), nbytes))
+        kept += taken.kept if forward else taken.gradients - taken.kept
+    peak, kept, boundary = best
+    rest = peak - load.parameter_bytes - load.optimizer_bytes - kept - boundary
+    gradients = min(load.gradient_bytes, rest)
+    return replace(
+        load,
+        gradient_bytes=gradients,
+        activation_bytes=kept,
+        boundary_bytes=boundary,
+        temporary_bytes=rest - gradients,
+        peak_bytes=peak + load.library_bytes,
+    )
+
+
+def runs_again(plan: Plan, stage: int, micro_batch: int, count: int) -> bool:
+    """Whether a micro-batch runs through a stage (again) just before its backward."""
+    recompute = plan.choices.recompute[stage]
+    if recompute == "all_but_last":
+        return micro_batch < count - 1 or stage == plan.choices.stages - 1
+    return recompute == "all"
+
+
+class _Run:
+    """One stage's passes on fake tensors."""
+
+    def __init__(
+        self,
+        model: CostedNetwork,
+        placement: Placement,
+        stage: int,
+        *,
+        fake: "_Fake",
+        loss: MicroBatchLoss | None,
+        fresh: bool,
+        local: frozenset[int],
+    ) -> None:
+        self.model, self.placement, self.stage = model, placement, stage
+        self.fake, self.loss, self.fresh, self.local = fake, loss, fresh, local
+        self.routes = routes_of(placement, stage)
+        self.live = LiveBytes()
+
+    def measure(self, *, again: bool) -> PassBytes:
+        graph, live = self.model.graph, self.live
+        self.fake.hold(self.placement, self.stage, gradients=not self.fresh)
+        with self.fake.mode, torch.enable_grad():
+            passes = Passes(
+                self.model.network,
+                device=graph.input.device,
+                last=self.placement.stages - 1,
+                precision=self.model.precision,
+            )
+            post = _Post(self, "forward")
+            with live, torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
+                start = live.current
+                post.fill(counted=True)
+                x = _empty(graph.input) if self.stage == 0 else None
+                flight = Flight(self.stage, 0, self.placement, self.routes, 0, x=x)
+                del x
+                if again:
+                    passes.forward_without_graph(flight, transport=cast(Any, post))
+                else:
+                    passes.forward(flight, transport=cast(Any, post), loss=self._loss)
+                forward_peak = live.peak - start
+                sent = post.let_go()
+                kept = live.current - start
+            back = _Post(self, "backward")
+            with live, torch.autograd.set_multithreading_enabled(False):
+                live.reset_peak()
+                back.fill(counted=True)
+                if again:
+                    passes.forward(flight, transport=None, loss=self._loss)
+                passes.backward(flight, cast(Any, back))
+                del flight
+                backward_peak = live.peak - start - kept
+                returned = back.let_go()
+                gradients = live.current - start
+        return PassBytes(forward_peak, kept, backward_peak, gradients, sent, returned)
+
+    def _loss(self, output: Any) -> Tensor:
+        if self.loss is not None:
+            return self.loss(output, self.model.graph.input.shape)
+        return EmptyLoss.of(output)
+
+
+class _Post:
+    """Stands for the transport: what a pass receives is there, what it sends is held until `let_go`."""
+
+    def __init__(self, run: _Run, kind: str) -> None:
+        self.run, self.kind = run, kind
+        self.arrivals: dict[ValueId, list[Delivery]] = {}
+        self.held: list[tuple[Route, Tensor]] = []
+        self.fill(counted=False)
+
+    def fill(self, *, counted: bool) -> None:
+        """Makes what arrives by message (counted as this device's buffers) or from hand to hand (the maker's)."""
+        for route in self.run.routes.arriving(cast(Any, self.kind)):
+            mine = route.sender(cast(Any, self.kind)) in self.run.local
+            if mine != counted:
+                work = None if mine else cast(Any, self)
+                self.arrivals.setdefault(route.value.id, []).append(Delivery(_empty(route.value), work=work))
+
+    def take(self, action: Action, value: ValueId) -> list[Delivery]:
+        return self.arrivals.pop(value)
+
+    def take_rest(self, action: Action) -> None:
+        self.arrivals.clear()
+
+    def send(self, action: Action, route: Route, tensor: Tensor | None) -> None:
+        mine = route.receiver(action.kind) in self.run.local
+        if tensor is not None:
+            data = tensor.detach()
+            self.held.append((route, data if mine else data.contiguous()))
+        elif not mine:
+            self.held.append((route, _empty(route.value)))
+
+    def let_go(self) -> dict[Route, int]:
+        """How many bytes were held for each route alone."""
+        found: dict[Route, int] = {}
+        while self.held:
+            before = self.run.live.current
+            route = self.held.pop()[0]
+            found[route] = before - self.run.live.current
+        return found
+
+
+def _empty(value: Value) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
+class _Fake:
+    """A network's parameters and buffers as fake tensors, or on meta, in turn."""
+
+    def __init__(self, network: nn.Module, mode: FakeTensorMode) -> None:
+        self.network, self.mode = network, mode
+        self._original = [
+            (table, key, tensor)
+            for module in network.modules()
+            for table in (module._parameters, module._buffers)
+            for key, tensor in table.items()
+            if tensor is not None
+        ]
+        self._names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
+
+    def hold(self, placement: Placement, stage: int, *, gradients: bool) -> None:
+        """As on the device of one stage: its state there, everything else on meta; with or without gradients."""
+        owners = owners_of(self.network, placement)
+        device = placement.graph.input.device
+        made: dict[int, Tensor] = {}
+        for table, key, tensor in self._original:
+            if id(tensor) not in made:
+                mine = owners[self._names[id(tensor)]] == stage
+                made[id(tensor)] = self._twin(tensor, device if mine else torch.device("meta"), gradients and mine)
+            table[key] = made[id(tensor)]  # type: ignore[index]
+
+    def _twin(self, tensor: Tensor, device: torch.device, gradient: bool) -> Tensor:
+        with self.mode, torch.no_grad():
+            twin = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
+            if not isinstance(tensor, nn.Parameter):
+                return twin
+            parameter = nn.Parameter(twin, requires_grad=tensor.requires_grad)
+            if gradient and tensor.requires_grad:
+                parameter.grad = torch.empty_like(twin)
+            return parameter
+
+
+@contextmanager
+def _fake_state(network: nn.Module) -> Iterator[_Fake]:
+    """Within, the network may hold fake tensors; afterwards it is as it was."""
+    with restored(network):
+        yield _Fake(network, FakeTensorMode(allow_non_fake_inputs=True))

@@ -1,0 +1,117 @@
+"""Questions asked backwards: the largest patch that fits, the fewest devices, and what would have to change."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lampseg.partition.plan import Plan
+from lampseg.partition.problem import Problem
+from lampseg.partition.search import Found
+from lampseg.units import format_bytes
+
+MOST_DEVICES = 64
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Something that could be changed, and what it buys."""
+
+    change: str
+    """What to set, in words."""
+    plan: Plan | None
+    """With this change alone; None: it can't be planned."""
+    fits: bool
+
+    def text(self) -> str:
+        if self.plan is None:
+            return f"{self.change}: not possible"
+        needs = format_bytes(self.plan.peak_bytes)
+        return f"{self.change}: {'fits' if self.fits else 'not enough'}, the fullest device needs {needs}"
+
+
+def largest_patch(
+    problem: Problem, *, stride: Sequence[int], volume: Sequence[int]
+) -> tuple[tuple[int, ...], Plan] | None:
+    """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
+
+    Patches are cubes, cut off at the volume where it is smaller; the whole volume is the largest. All edges are
+    multiples of the network's stride. More voxels are taken to need more memory, so the size is found by bisection.
+
+    Args:
+        stride: total stride of the network, for each axis.
+        volume: the largest volume in voxels.
+    """
+    step = math.lcm(*stride)
+    whole = tuple(-(-size // s) * s for size, s in zip(volume, stride))
+
+    def patch(edge: int) -> tuple[int, ...]:
+        return tuple(min(size, edge) for size in whole)
+
+    edges = [*range(step, max(whole), step), max(whole)]
+    best: tuple[tuple[int, ...], Plan] | None = None
+    low, middle, high = 0, len(edges) - 1, len(edges) - 1  # the whole volume is tried first
+    while low <= high:
+        size = patch(edges[middle])
+        found = replace(problem, size=size).solve()
+        if found.fits:
+            best, low = (size, found.plan), middle + 1
+        else:
+            high = middle - 1
+        middle = (low + high) // 2
+    return best
+
+
+def fewest_devices(problem: Problem, *, memory: float) -> Plan | None:
+    """The plan with the fewest devices of so many bytes each that fits; None if MOST_DEVICES do not do.
+
+    All devices share one copy of the network.
+    """
+    costs = problem.costed(problem.counts()[-1]).costs
+    schedule = problem.schedule or "1f1b"
+    stages_each = 2 if schedule in ("v", "interleaved") else 1
+    first = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
+    for devices in range(first, min(MOST_DEVICES, costs.count // stages_each) + 1):
+        asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
+        found = asked.solve()
+        if found.fits:
+            return found.plan
+    return None
+
+
+def levers(problem: Problem, *, stride: Sequence[int]) -> Iterator[Lever]:
+    """What could be changed so that a problem that does not fit does, one thing at a time."""
+    assert problem.memory is not None
+    if problem.recompute == "none":
+        yield _lever(replace(problem, recompute=None), "parallel.recompute: auto")
+    if problem.precision == "float32":
+        yield _lever(replace(problem, precision="bfloat16"), "precision: bfloat16")
+    counts = problem.counts()
+    if max(counts) < problem.batch:
+        change = replace(problem, micro_batches=problem.batch)
+        yield _lever(change, f"parallel.micro_batches: {problem.batch} (one sample each)")
+    least = min(problem.memory)
+    fewest = fewest_devices(problem, memory=least)
+    yield Lever(
+        f"{fewest.choices.devices if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
+    )
+    patch = largest_patch(problem, stride=stride, volume=problem.size)
+    size = None if patch is None else list(patch[0])
+    yield Lever(f"a patch of {size}" if size else "a smaller patch", patch[1] if patch else None, bool(patch))
+
+
+def _lever(problem: Problem, change: str) -> Lever:
+    found: Found = problem.solve()
+    return Lever(change, found.plan, found.fits)
+
+
+def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int]) -> str:
+    """What to say when nothing fits: what it lacks, and what each change would buy."""
+    assert problem.memory is not None
+    needs = ", ".join(format_bytes(load.peak_bytes) for load in closest.devices)
+    has = ", ".join(format_bytes(limit) for limit in problem.memory)
+    lines = [
+        f"{problem.name} on {'x'.join(map(str, problem.size))} with batch {problem.batch} does not fit: at best the "
+        f"devices need {needs}, they have {has}. What each change alone would do:"
+    ]
+    lines += [f"  - {lever.text()}" for lever in levers(problem, stride=stride)]
+    return "\n".join(lines)
