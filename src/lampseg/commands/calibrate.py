@@ -15,7 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lampseg.errors import UserError
-from lampseg.parallel.devices import parse_devices, threads_per_process
+from lampseg.machine import threads_per_process
+from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.links import measure_link
 from lampseg.parallel.world import World, membership
