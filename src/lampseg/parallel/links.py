@@ -58,18 +58,18 @@ def _ping_pong(world: World, size: int, *, quick: bool) -> float | None:
 
     def exchange() -> None:
         if world.rank < partner:
-            dist.send(there, partner, group=world.forward)
-            dist.recv(there, partner, group=world.forward)
+            dist.send(there, partner)
+            dist.recv(there, partner)
         else:
-            dist.recv(there, partner, group=world.forward)
-            dist.send(there, partner, group=world.forward)
+            dist.recv(there, partner)
+            dist.send(there, partner)
 
     return _repeat(world, exchange, quick=quick) / 2
 
 
 def _all_reduce(world: World, size: int, *, quick: bool) -> float:
     data = torch.zeros(size // 4, device=world.device)
-    return _repeat(world, lambda: dist.all_reduce(data, group=world.forward), quick=quick)
+    return _repeat(world, lambda: dist.all_reduce(data), quick=quick)
 
 
 def _repeat(world: World, call: Callable[[], object], *, quick: bool) -> float:
