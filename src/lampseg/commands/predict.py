@@ -202,7 +202,7 @@ def load_model(
             shape=shape,
             devices=world.size,
             precision=config.precision,
-            hardware=hardware_for(kind=world.device.type, processes=world.size),
+            hardware=hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size),
             training=False,
         )
     plan = world.broadcast(plan)

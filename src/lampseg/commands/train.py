@@ -18,7 +18,7 @@ from lampseg.evaluation import write_report
 from lampseg.evaluation.tables import write_text
 from lampseg.machine import threads_per_process
 from lampseg.networks import on_meta
-from lampseg.parallel.devices import Devices, parse_devices
+from lampseg.parallel.devices import Devices, Kind, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
@@ -104,7 +104,7 @@ def read_plans(path: Path) -> tuple[Plan, ...]:
 
 def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False, plan: Path | None = None) -> None:
     """One process of the run."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    kind: Kind = "cuda" if torch.cuda.is_available() else "cpu"
     with membership(device=kind, timeout=config.parallel.timeout) as world:
         if not (prepared or prepared_by_launcher()):
             _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume, plan=plan)
@@ -116,12 +116,13 @@ def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False, pl
             Console().print(f"report: {run / 'report.html'}", markup=False, highlight=False)
 
 
-def _prepare_on_first(config: Config, *, run: Path, world: World, kind: str, resume: bool, plan: Path | None) -> None:
+def _prepare_on_first(config: Config, *, run: Path, world: World, kind: Kind, resume: bool, plan: Path | None) -> None:
     """Under torchrun nobody has prepared the run: rank 0 does, and all learn whether it went well."""
     fault: Any = None
     if world.first:
-        memory = parse_devices(config.parallel.devices, planning=True).memory
-        devices = Devices(world.size, kind, memory[:1] * world.size if memory else None)
+        stated = parse_devices(config.parallel.devices, planning=True).memory
+        memory = stated if stated is None or len(stated) == world.size else stated[:1] * world.size
+        devices = Devices(world.size, kind, memory)
         try:
             _prepare(config, run=run, devices=devices, resume=resume, plan=plan, console=None)
         except UserError as error:

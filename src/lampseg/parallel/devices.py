@@ -10,13 +10,15 @@ from lampseg.errors import UserError
 from lampseg.partition.presets import names_of_cards, preset
 from lampseg.units import parse_bytes
 
+Kind = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True)
 class Devices:
     """What a run may use; one process per device."""
 
     count: int
-    kind: Literal["cpu", "cuda"]
+    kind: Kind
     memory: tuple[float, ...] | None
     """Bytes of each device; None if not stated and not known."""
     hardware: str | None = None
@@ -50,7 +52,7 @@ def parse_devices(text: int | str | None, *, planning: bool = False) -> Devices:
         )
     (name,) = names
     elsewhere = planning and (name is not None or all(stated))
-    kind: Literal["cpu", "cuda"] = "cuda" if gpus or elsewhere else "cpu"
+    kind: Kind = "cuda" if gpus or elsewhere else "cpu"
     memory: tuple[float, ...] | None = None
     if all(stated):
         memory = tuple(group.memory for group in groups for _ in range(group.count) if group.memory is not None)

@@ -57,12 +57,14 @@ def _ping_pong(world: World, size: int, *, quick: bool) -> float | None:
         return None
 
     def exchange() -> None:
+        sending = world.channels.group("forward", source=world.rank, target=partner)
+        receiving = world.channels.group("forward", source=partner, target=world.rank)
         if world.rank < partner:
-            dist.send(there, partner)
-            dist.recv(there, partner)
+            dist.send(there, partner, group=sending)
+            dist.recv(there, partner, group=receiving)
         else:
-            dist.recv(there, partner)
-            dist.send(there, partner)
+            dist.recv(there, partner, group=receiving)
+            dist.send(there, partner, group=sending)
 
     return _repeat(world, exchange, quick=quick) / 2
 

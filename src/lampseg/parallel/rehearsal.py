@@ -255,7 +255,7 @@ class _Fake:
             if id(tensor) not in made:
                 mine = owners[self._names[id(tensor)]] == stage
                 made[id(tensor)] = self._twin(tensor, device if mine else torch.device("meta"), gradients and mine)
-            table[key] = made[id(tensor)]  # type: ignore[index]
+            cast(dict[str, Any], table)[key] = made[id(tensor)]
 
     def _twin(self, tensor: Tensor, device: torch.device, gradient: bool) -> Tensor:
         with self.mode, torch.no_grad():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_unflatten
 
 from lampseg.partition.cost import IntervalCosts, Rates, Regime
 from lampseg.partition.graph import Graph
-from lampseg.partition.hardware import Hardware, hardware_for
+from lampseg.partition.hardware import Hardware, Precision, hardware_for
 from lampseg.partition.plan import Recompute
 from lampseg.partition.record import record
 from lampseg.partition.tally import Tally, tally
@@ -109,7 +109,7 @@ def costs_of(
     parameters = dict(network.named_parameters())
     state = {name: t.numel() * t.element_size() for name, t in (*parameters.items(), *network.named_buffers())}
     rates = Rates(
-        kernel=lambda kernel: hardware.seconds(kernel, precision=precision),
+        kernel=lambda kernel: hardware.seconds(kernel, precision=cast(Precision, precision)),
         workspace=hardware.workspace_bytes,
         transfer=hardware.transfer_seconds,
     )

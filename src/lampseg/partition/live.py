@@ -21,7 +21,7 @@ class LiveBytes(TorchDispatchMode):
     Every storage counts once, from the kernel that returns it until nothing holds it any more; views are free, and
     so is what shares the memory of a tensor that was not counted (`add` counts one that was made before). A storage
     that is resized counts with its new size. On CUDA and on the CPU, real tensors or fake ones; tensors without a
-    storage (sparse ones) count nothing, and neither does memory that a kernel takes and gives back inside.
+    storage (sparse ones) or on meta count nothing, and neither does memory that a kernel takes and gives back inside.
 
     One thing is not counted as it happens: where two gradients of one value add up, autograd writes the sum into the
     first if nothing else holds it, but not while any mode is on. In backward, the result of an addition therefore
@@ -86,7 +86,7 @@ class LiveBytes(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             foreign: set[int] | None = None
             for tensor in made:
-                if tensor.layout is not torch.strided:
+                if tensor.layout is not torch.strided or _on_meta(tensor):
                     continue
                 key = tensor.untyped_storage()._cdata
                 if key not in self._sizes:
@@ -119,6 +119,12 @@ class LiveBytes(TorchDispatchMode):
             self._current += storage.nbytes() - self._sizes[key]
             self._sizes[key] = storage.nbytes()
             self._peak = max(self._peak, self._current)
+
+
+def _on_meta(tensor: Tensor) -> bool:
+    """Whether it has no memory; a fake tensor lies on meta, too, but stands for one on its `fake_device`."""
+    device = getattr(tensor, "fake_device", None) or tensor.device
+    return bool(device.type == "meta")
 
 
 _lock = threading.Lock()
