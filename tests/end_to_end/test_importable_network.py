@@ -48,7 +48,7 @@ PLAIN_CONV_UNET = {
 }
 UNETR = {
     "name": "monai.networks.nets.UNETR",
-    "kwargs": {"img_size": [32, 32, 16], "feature_size": 2, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
+    "kwargs": {"img_size": [48, 48, 48], "feature_size": 2, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
 }
 BASIC_UNET = {"name": "monai.networks.nets.BasicUNet", "kwargs": {"spatial_dims": 3, "features": [4, 4, 8, 8, 16, 4]}}
 SHORT = ("curriculum.0.steps=2", "curriculum.1.steps=2", "curriculum.2.steps=2")
@@ -158,7 +158,7 @@ def test_nnunets_network_on_two_devices(config: Path, folder: Path, phantom: Dat
 def test_a_network_of_one_size(config: Path, folder: Path, phantom: Dataset) -> None:
     """A UNETR takes volumes of its img_size: it trains on such patches, and segments whole volumes in such windows."""
     tree = yaml.safe_load(with_network(config, folder, UNETR).read_text())
-    tree["curriculum"] = [{"patch": [32, 32, 16], "batch": 2, "steps": 2}]
+    tree["curriculum"] = [{"patch": 48, "batch": 1, "steps": 2}]
     path = folder / "unetr.yaml"
     path.write_text(yaml.safe_dump(tree))
     run = train(path, folder / "unetr", devices=2)
@@ -173,8 +173,8 @@ def test_a_network_of_one_size_has_no_other_patch(
     config: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = yaml.safe_load(with_network(config, folder, UNETR).read_text())
-    tree["curriculum"] = [{"patch": [32, 32, 16], "steps": 2}, {"patch": "whole", "steps": 1}]
+    tree["curriculum"] = [{"patch": 48, "steps": 2}, {"patch": "whole", "steps": 1}]
     path = folder / "unetr-whole.yaml"
     path.write_text(yaml.safe_dump(tree))
     said = refused(capsys, "plan", path)
-    assert "curriculum.1.patch: whole is not possible, the network only takes volumes of [32, 32, 16] voxels" in said
+    assert "curriculum.1.patch: whole is not possible, the network only takes volumes of [48, 48, 48] voxels" in said
