@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet
 from monai.networks.nets import UNet as MonaiUNet
@@ -18,7 +19,7 @@ from lampseg.networks import SEUNet, UNet
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import PipelineRunner, places_of, runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.partition import Graph, Training, make_plan, place, planner, record_for
+from lampseg.partition import Graph, Plan, make_plan, place, planner, record_for
 from lampseg.partition.plan import Choices, Recompute
 from lampseg.partition.schedule import Pace, Schedule
 from tests.ranks import sub_mesh
@@ -49,9 +50,9 @@ FULL = ("unet", "seunet", "dynunet-deep", "basicunet")
 BRIEF = ("unet-instance", "dynunet", "basicunet-batch")
 """These by a few of each."""
 EVEN = ((1, 1, 8, 16, 8),) * 4
-MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8), (1, 1, 16, 8, 24))
+MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8), (1, 1, 8, 16, 24))
 # BasicUNet halves four times and pads odd sizes itself, so that its operations differ between these shapes.
-ODD = ((1, 1, 33, 19, 16), (1, 1, 18, 32, 17), (2, 1, 16, 33, 16), (1, 1, 37, 16, 17), (1, 1, 16, 18, 32))
+ODD = ((1, 1, 33, 19, 16), (1, 1, 18, 32, 17), (2, 1, 16, 33, 16), (1, 1, 37, 16, 17), (1, 1, 33, 19, 16))
 MESHES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2))
 """Replicas and devices of each: as many processes as their product."""
 
@@ -150,9 +151,7 @@ def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pac
         cuts = tuple(sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1)))
     else:
         shape = case.planned_on or case.shapes[0]
-        plan = make_plan(
-            network, shape=shape, stages=case.stages, training=Training(len(case.shapes)), precision=case.precision
-        )
+        plan = planned_once(network, shape=shape, stages=case.stages, precision=case.precision)
         cuts, pace = plan.cuts, plan.pace
     recompute = tuple(itertools.islice(itertools.cycle(case.recompute), case.stages))
     return Choices(case.devices, case.replicas, len(case.shapes), case.schedule, cuts, recompute), pace
@@ -163,11 +162,51 @@ _graphs: dict[Any, Graph] = {}
 
 def recorded_once(network: nn.Module, **options: Any) -> Graph:
     """`record_for`, remembered: most cases record what others did already, and it takes longer than the run."""
-    parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    key = (repr(network), str(parameters), network.training, str(options))
+    key = _key(network, {"gradients": True} | options)
     if key not in _graphs:
         _graphs[key] = record_for(network, **options)
     return _graphs[key]
+
+
+_plans: dict[Any, Plan] = {}
+
+
+def planned_once(network: nn.Module, **options: Any) -> Plan:
+    key = _key(network, options)
+    if key not in _plans:
+        _plans[key] = make_plan(network, **options)
+    return _plans[key]
+
+
+def _key(network: nn.Module, options: dict[str, Any]) -> Any:
+    parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
+    return repr(network), str(parameters), network.training, str(sorted(options.items()))
+
+
+def prepare(rank: int, size: int, cases: Sequence[Case]) -> None:
+    """Every rank records and plans its share of the cases, for all."""
+    runner.record_for = planner.record_for = recorded_once
+    alike = {(c.network, c.precision, c.frozen): c for c in cases}
+    for number, case in enumerate(alike.values()):
+        if number % size == rank:
+            network = build(case)
+            same = [
+                c for c in cases if (c.network, c.precision, c.frozen) == (case.network, case.precision, case.frozen)
+            ]
+            options: dict[str, Any] = {"precision": case.precision, "device": "cpu"}
+            shapes = dict.fromkeys(shape for c in same for shape in c.shapes)
+            for shape in shapes | dict.fromkeys(c.planned_on for c in same if c.planned_on):
+                recorded_once(network.train(), shape=shape, **options)
+            for c in same:
+                split_of(c, network, recorded_once(network, shape=c.planned_on or c.shapes[0], **options))
+            network.eval()
+            for shape in shapes:
+                recorded_once(network, shape=shape, gradients=False, **options)
+    for known in (_graphs, _plans):
+        everyones: list[Any] = [None] * size
+        dist.all_gather_object(everyones, known)
+        for found in everyones:
+            known.update(found)
 
 
 def split(mesh: Mesh, case: Case) -> dict[str, Any]:
@@ -223,7 +262,7 @@ def merged(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any] | None]:
     """On each rank: every case that it has a part in."""
     meshes = {shape: sub_mesh(*shape) for shape in MESHES}
-    runner.record_for = planner.record_for = recorded_once
+    prepare(rank, 4, cases)
     return [split(mesh, case) if (mesh := meshes[case.mesh]) is not None else None for case in cases]
 
 

@@ -20,7 +20,7 @@ from tests.equivalence.cases import (
     one_device,
 )
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for all cases
+pytestmark = pytest.mark.timeout(420)  # the first test waits for all cases
 Results = dict[Case, dict[str, Any]]
 # float32: the split adds the same numbers, but a value's gradients from two stages in another order.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}
