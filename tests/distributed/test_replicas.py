@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lampseg.errors import UserError
@@ -54,6 +55,24 @@ class OwnBuffer(Norms):
         if self.training:
             self.mean.mul_(0.9).add_(x.detach().mean())
         return super().forward(x)
+
+
+class OwnNorm(Norms):
+    """Batch norm as a function: its kernel changes the buffers without autograd or the dry run noticing."""
+
+    updates = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("var", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.batch_norm(x, self.mean, self.var, training=self.updates))
+
+
+class OwnFrozenNorm(OwnNorm):
+    updates = False
 
 
 def build(kind: type[nn.Module] = Norms) -> nn.Module:
@@ -107,13 +126,14 @@ def several(rank: int) -> dict[str, Any]:
         states.append(model.gather())
         numbers = {name: torch.full((1,), float(rank)) for name in model.owned}
         optimizer.append(gather_all(numbers, mesh=model.mesh))
-    refused = ""
-    other = build(OwnBuffer)
-    try:
+    refused = {}
+    for kind in (OwnBuffer, OwnNorm, OwnFrozenNorm):
+        other = build(kind)
         own = ParallelModel(other, plan_of(other, "gpipe", 4, 1), world=world)
-        own.runner.step(SHAPES, load=lambda m: inputs[m], loss=lambda m, out: loss_of(out))
-    except UserError as error:
-        refused = str(error)
+        try:
+            own.runner.step(SHAPES, load=lambda m: inputs[m], loss=lambda m, out: loss_of(out))
+        except UserError as error:
+            refused[kind.__name__] = str(error)
     return {"states": states, "optimizer": optimizer, "refused": refused, "sums": sums(rank)}
 
 
@@ -170,8 +190,10 @@ def test_state_is_gathered_from_the_first_replica() -> None:
 
 def test_a_buffer_that_replicas_can_not_join_is_refused() -> None:
     for rank in results():
-        assert "OwnBuffer updates the buffer `mean`" in rank["refused"]
-        assert "Use replicas: 1" in rank["refused"]
+        assert rank["refused"].keys() == {"OwnBuffer", "OwnNorm"}, "one that only reads its buffers is none"
+        for kind, message in rank["refused"].items():
+            assert f"{kind} updates the buffer `mean`" in message
+            assert "Use replicas: 1" in message
 
 
 @pytest.mark.parametrize("nbytes", ["1", "40", str(2**20)])

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.equivalence.cases import CASES, Case, merged, run_cases
+from tests.equivalence.case_lists import CASES
+from tests.equivalence.cases import Case, merged, run_cases
 from tests.ranks import run_ranks
 
 

@@ -7,18 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.equivalence.cases import (
+from tests.equivalence.case_lists import (
     BRIEF,
     EXACT,
     FULL,
     RECOMPUTE,
     SCHEDULES,
-    Case,
     bfloat16_cases,
     dropout_cases,
     full_cases,
-    one_device,
 )
+from tests.equivalence.cases import Case, one_device
 
 pytestmark = pytest.mark.timeout(420)  # the first test waits for all cases
 Results = dict[Case, dict[str, Any]]
