@@ -16,8 +16,8 @@ from lampseg.parallel.pipeline.itinerary import Itinerary
 from lampseg.partition.plan import RECOMPUTE
 from lampseg.partition.schedule import SCHEDULES, Action
 from tests.equivalence import one_device
-from tests.equivalence.cases import recorded_once
 from tests.equivalence.one_device import assert_same, run_device, run_whole, together
+from tests.equivalence.remembered import recorded_once
 from tests.equivalence.threads import Deadlock, run_threads
 from tests.unit.test_schedule import random_pace
 

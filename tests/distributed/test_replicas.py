@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lampseg.errors import UserError
+from lampseg.parallel import model as model_module
 from lampseg.parallel.exchange import gather_all
 from lampseg.parallel.model import ParallelModel
+from lampseg.parallel.pipeline import runner
 from lampseg.parallel.replicas.gradients import GradientSum
-from lampseg.partition import Plan, make_plan
+from lampseg.partition import Plan, make_plan, planner
 from lampseg.partition.plan import Choices
 from tests.equivalence.one_device import loss_of
+from tests.equivalence.remembered import recorded_once
 from tests.ranks import run_ranks, sub_mesh, sub_world
+
+pytestmark = pytest.mark.timeout(240)  # the first test waits for the processes
 
 SHAPES = ((2, 1, 8), (3, 1, 6), (2, 1, 6), (2, 1, 8), (2, 1, 10), (3, 1, 8))
 WAYS = (("v", 2, 2), ("gpipe", 4, 1), ("interleaved", 2, 2), ("1f1b", 1, 4))
@@ -115,6 +120,8 @@ def several(rank: int) -> dict[str, Any]:
     """Everything that these tests look at, in one start of the processes."""
     world = sub_world(4)
     assert world is not None
+    for module in (model_module, planner, runner):
+        module.record_for = recorded_once  # type: ignore[attr-defined]
     network, inputs = build(), data()
     plans = [plan_of(network, *way) for way in WAYS]
     model = ParallelModel(network, plans[0], world=world)
@@ -170,10 +177,9 @@ PARAMETERS: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (
 
 @functools.cache
 def results() -> list[dict[str, Any]]:
-    return run_ranks(several, 4)
+    return run_ranks(several, 4, timeout=220)
 
 
-@pytest.mark.timeout(180)
 def test_every_change_of_plan_goes_on_as_one_device() -> None:
     expected, found = one_device(), results()
     assert all(state == {} for rank in found[1:] for state in rank["states"])

@@ -23,7 +23,7 @@ from lampseg.training.trainer import Trainer
 from tests.end_to_end.small import tree_for, write_dataset
 from tests.ranks import run_ranks, sub_world
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 IMAGES = 3
 WINDOW = SlidingWindow((8, 8, 8), 0.25)
@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_and_predict(world, folder, "one", [("1f1b", 1, 1), ("1f1b", 1, 1)])
     finally:
         leave()
-    found = run_ranks(on_two, 2, folder)
+    found = run_ranks(on_two, 2, folder, timeout=180)
     assert [[len(names) for names in rank] for rank in found] == [[2, 2], [1, 1]], "replicas share the images"
     return folder
 

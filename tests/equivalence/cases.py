@@ -19,9 +19,10 @@ from lampseg.networks import SEUNet, UNet
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import PipelineRunner, places_of, runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.partition import Graph, Plan, make_plan, place, planner, record_for
+from lampseg.partition import Graph, place, planner
 from lampseg.partition.plan import Choices, Recompute
 from lampseg.partition.schedule import Pace, Schedule
+from tests.equivalence.remembered import graphs, planned_once, plans, recorded_once
 from tests.ranks import sub_mesh
 
 CLASSES = 3
@@ -149,32 +150,6 @@ def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pac
     return Choices(case.devices, case.replicas, len(case.shapes), case.schedule, cuts, recompute), pace
 
 
-_graphs: dict[Any, Graph] = {}
-
-
-def recorded_once(network: nn.Module, **options: Any) -> Graph:
-    """`record_for`, remembered: most cases record what others did already, and it takes longer than the run."""
-    key = _key(network, {"gradients": True} | options)
-    if key not in _graphs:
-        _graphs[key] = record_for(network, **options)
-    return _graphs[key]
-
-
-_plans: dict[Any, Plan] = {}
-
-
-def planned_once(network: nn.Module, **options: Any) -> Plan:
-    key = _key(network, options)
-    if key not in _plans:
-        _plans[key] = make_plan(network, **options)
-    return _plans[key]
-
-
-def _key(network: nn.Module, options: dict[str, Any]) -> Any:
-    parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    return repr(network), str(parameters), network.training, str(sorted(options.items()))
-
-
 def prepare(rank: int, size: int, cases: Sequence[Case]) -> None:
     """Every rank records and plans its share of the cases, for all."""
     runner.record_for = planner.record_for = recorded_once
@@ -194,7 +169,7 @@ def prepare(rank: int, size: int, cases: Sequence[Case]) -> None:
             network.eval()
             for shape in shapes:
                 recorded_once(network, shape=shape, gradients=False, **options)
-    for known in (_graphs, _plans):
+    for known in (graphs, plans):
         everyones: list[Any] = [None] * size
         dist.all_gather_object(everyones, known)
         for found in everyones:
