@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,23 @@ from lampseg.data import write_phantom
 from lampseg.networks import UNet
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import join, leave
-from lampseg.partition import Training, make_plan
+from lampseg.partition import make_plan
+from lampseg.partition.plan import Choices
+from lampseg.partition.schedule import Schedule
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 SHAPES = [(1, 1, 32, 32, 48), (2, 1, 32, 48, 32)]
 
 
-def one_step(device: str, precision: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one pipeline step with recompute, in a world of one."""
+def one_step(device: str, precision: str, schedule: Schedule = "1f1b") -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one pipeline step with recompute, in a world of one; two stages by v and interleaved."""
     torch.manual_seed(0)
     network = UNet(out_channels=3, filters=8, depth=2, norm="instance")
     network = network.double() if precision == "float64" else network
-    plan = make_plan(network, shape=SHAPES[0], training=Training(2, "1f1b", "all"), precision=precision, device=device)
+    stages = 1 if schedule == "1f1b" else 2
+    plan = make_plan(network, shape=SHAPES[0], stages=stages, precision=precision, device=device)
+    plan = replace(plan, choices=Choices(1, 1, len(SHAPES), schedule, plan.cuts, ("all",) * stages))
     world = join(device=device, timeout=60)
     model = ParallelModel(network, plan, world=world)
     generator = torch.Generator().manual_seed(1)
@@ -51,6 +56,17 @@ def test_equals_cpu(precision: str, tolerance: float) -> None:
     scale = max(float(g.abs().max()) for g in wanted.values())
     for name, gradient in wanted.items():
         assert float((gradients[name] - gradient).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("schedule", ["v", "interleaved"])
+def test_two_stages_on_one_gpu_equal_the_cpu(schedule: Schedule) -> None:
+    """What one stage hands to the other stays on the device, and is no message."""
+    (loss, gradients), (expected, wanted) = one_step("cuda", "float64", schedule), one_step("cpu", "float64")
+    assert abs(loss - expected) <= 1e-9 * abs(expected)
+    scale = max(float(g.abs().max()) for g in wanted.values())
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert float((gradients[name] - gradient).abs().max()) <= 1e-9 * scale, name
 
 
 def test_bfloat16_is_near_float32() -> None:
