@@ -15,7 +15,7 @@ from lampseg.parallel.exchange import gather_all
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.pipeline import runner
 from lampseg.parallel.replicas.gradients import GradientSum
-from lampseg.partition import Plan, make_plan, planner
+from lampseg.partition import Plan, costed, make_plan
 from lampseg.partition.plan import Choices
 from tests.equivalence.one_device import loss_of
 from tests.equivalence.remembered import recorded_once
@@ -92,7 +92,7 @@ def data() -> list[Tensor]:
 
 def plan_of(network: nn.Module, schedule: Any, replicas: int, devices: int) -> Plan:
     stages = devices * {"gpipe": 1, "1f1b": 1, "v": 2, "interleaved": 2}[schedule]
-    plan = make_plan(network, shape=SHAPES[0], stages=stages, precision="float64")
+    plan = make_plan(network, shape=SHAPES[0], devices=stages, precision="float64")
     choices = Choices(devices, replicas, len(SHAPES), schedule, plan.cuts, ("none",) * stages)
     return replace(plan, choices=choices)
 
@@ -120,7 +120,7 @@ def several(rank: int) -> dict[str, Any]:
     """Everything that these tests look at, in one start of the processes."""
     world = sub_world(4)
     assert world is not None
-    for module in (model_module, planner, runner):
+    for module in (model_module, costed, runner):
         module.record_for = recorded_once  # type: ignore[attr-defined]
     network, inputs = build(), data()
     plans = [plan_of(network, *way) for way in WAYS]

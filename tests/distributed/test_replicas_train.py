@@ -46,7 +46,7 @@ def plans_of(job: Job, ways: list[tuple[Any, int, int]]) -> tuple[Plan, ...]:
     plans = []
     for (schedule, replicas, devices), edge, count in zip(ways, (8, 16), (5, 2), strict=True):
         stages = devices * (2 if schedule == "v" else 1)
-        plan = make_plan(job.build().train(), shape=(1, 1, edge, edge, edge), stages=stages, precision="float64")
+        plan = make_plan(job.build().train(), shape=(1, 1, edge, edge, edge), devices=stages, precision="float64")
         choices = Choices(devices, replicas, count, schedule, plan.cuts, ("all",) * stages)
         plans.append(replace(plan, choices=choices))
     return tuple(plans)

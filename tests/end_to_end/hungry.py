@@ -1,4 +1,4 @@
-"""A network on a device of little memory: its activations are counted, and too many raise what torch's allocator does."""
+"""A network on a device of little memory: its activations are counted, and too many raise what torch does."""
 
 import os
 import weakref

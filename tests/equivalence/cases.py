@@ -19,7 +19,7 @@ from lampseg.networks import SEUNet, UNet
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import PipelineRunner, places_of, runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.partition import Graph, place, planner
+from lampseg.partition import Graph, costed, place
 from lampseg.partition.plan import Choices, Recompute
 from lampseg.partition.schedule import Pace, Schedule
 from tests.equivalence.remembered import graphs, planned_once, plans, recorded_once
@@ -144,7 +144,7 @@ def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pac
         cuts = tuple(sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1)))
     else:
         shape = case.planned_on or case.shapes[0]
-        plan = planned_once(network, shape=shape, stages=case.stages, precision=case.precision)
+        plan = planned_once(network, shape=shape, devices=case.stages, precision=case.precision)
         cuts, pace = plan.cuts, plan.pace
     recompute = tuple(itertools.islice(itertools.cycle(case.recompute), case.stages))
     return Choices(case.devices, case.replicas, len(case.shapes), case.schedule, cuts, recompute), pace
@@ -152,7 +152,7 @@ def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pac
 
 def prepare(rank: int, size: int, cases: Sequence[Case]) -> None:
     """Every rank records and plans its share of the cases, for all."""
-    runner.record_for = planner.record_for = recorded_once
+    runner.record_for = costed.record_for = recorded_once
     alike = {(c.network, c.precision, c.frozen): c for c in cases}
     for number, case in enumerate(alike.values()):
         if number % size == rank:

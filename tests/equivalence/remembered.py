@@ -29,4 +29,7 @@ def planned_once(network: nn.Module, **options: Any) -> Plan:
 
 def _key(network: nn.Module, options: dict[str, Any]) -> Any:
     parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    return repr(network), str(parameters), network.training, str(sorted(options.items()))
+    # What its printed form does not show, such as whether it returns the outputs for deep supervision.
+    kinds = bool | int | float | str | tuple
+    settings = [(key, value) for m in network.modules() for key, value in vars(m).items() if isinstance(value, kinds)]
+    return repr(network), str(parameters), str(settings), str(sorted(options.items()))

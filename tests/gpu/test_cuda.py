@@ -16,6 +16,7 @@ from lampseg.networks import UNet
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import join, leave
 from lampseg.partition import make_plan
+from lampseg.partition.hardware import hardware_for
 from lampseg.partition.plan import Choices
 from lampseg.partition.schedule import Schedule
 
@@ -30,7 +31,7 @@ def one_step(device: str, precision: str, schedule: Schedule = "1f1b") -> tuple[
     network = UNet(out_channels=3, filters=8, depth=2, norm="instance")
     network = network.double() if precision == "float64" else network
     stages = 1 if schedule == "1f1b" else 2
-    plan = make_plan(network, shape=SHAPES[0], stages=stages, precision=precision, device=device)
+    plan = make_plan(network, shape=SHAPES[0], devices=stages, precision=precision, hardware=hardware_for(kind=device))
     plan = replace(plan, choices=Choices(1, 1, len(SHAPES), schedule, plan.cuts, ("all",) * stages))
     world = join(device=device, timeout=60)
     model = ParallelModel(network, plan, world=world)
