@@ -22,7 +22,7 @@ CARD = hardware_for(kind="cuda", name="16GiB")
 
 
 def network(norm: str = "instance") -> nn.Module:
-    return UNet(filters=4, depth=2, norm=norm).train()  # type: ignore[arg-type]
+    return UNet(out_channels=2, filters=4, depth=2, norm=norm).train()  # type: ignore[arg-type]
 
 
 INSTANCE = network()
@@ -111,7 +111,7 @@ def test_memory_decides() -> None:
         ways.append((found.fits, found.plan.choices.replicas, set(found.plan.choices.recompute) != {"none"}))
         assert found.fits == all(load.peak_bytes <= limit for load in found.plan.devices)
     assert ways[0] == (True, 2, False)
-    assert (True, 1, False) in ways
+    assert any(fits and replicas == 1 for fits, replicas, _ in ways), "it was never split"
     assert any(fits and again for fits, _, again in ways), "recompute was never needed"
     assert not ways[-1][0]
     fits = [fits for fits, _, _ in ways]
@@ -180,7 +180,7 @@ def test_given_choices_are_planned_as_they_are() -> None:
 
 
 def test_the_largest_patch_and_no_larger_one() -> None:
-    asked = problem(batch=1, devices=2, memory=(CARD.reserve_bytes + 6e7,) * 2)
+    asked = problem(batch=1, devices=2, memory=(CARD.reserve_bytes + 3e7,) * 2)
     stride, volume = (8, 8, 8), (64, 60, 200)
     found = largest_patch(asked, stride=stride, volume=volume)
     assert found is not None
@@ -210,7 +210,7 @@ def test_the_fewest_devices_and_no_fewer() -> None:
 
 
 def test_what_would_have_to_change() -> None:
-    asked = problem(batch=2, devices=2, micro_batches=1, recompute="none", memory=(CARD.reserve_bytes + 5e6,) * 2)
+    asked = problem(batch=2, devices=2, micro_batches=1, recompute="none", memory=(CARD.reserve_bytes + 2e6,) * 2)
     found = asked.solve()
     assert not found.fits
     changes = {lever.change: lever for lever in levers(asked, stride=(8, 8, 8))}
