@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-ROOM = 40 * 2**20
+ROOM = 5 * 2**20
 """Bytes that the activations of one worker process may take."""
 
 
