@@ -13,8 +13,13 @@ from torch import nn
 from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
 from lampseg.data import read_dataset
+<<<<<<< HEAD
 from lampseg.errors import OutOfMemory, UserError
 from lampseg.evaluation import write_report
+=======
+from lampseg.errors import UserError
+from lampseg.evaluation import plan_lines, write_report
+>>>>>>> bdaf887469b5fe5e4ec9a8a1c56a77ef41b3efe7
 from lampseg.evaluation.tables import write_text
 from lampseg.machine import threads_per_process
 from lampseg.networks import on_meta
@@ -138,8 +143,11 @@ def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False, pl
         plans = plans_from_json((run / "plan.json").read_text())
         Trainer(job, plans, world=world, run=run, resume=resume).train()
         if world.first:
+            console = Console()
+            for line in plan_lines(run):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             write_report(run)
-            Console().print(f"report: {run / 'report.html'}", markup=False, highlight=False)
+            console.print(f"report: {run / 'report.html'}", markup=False, highlight=False)
 
 
 def _prepare_on_first(config: Config, *, run: Path, world: World, kind: Kind, resume: bool, plan: Path | None) -> None:
