@@ -13,13 +13,8 @@ from torch import nn
 from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
 from lampseg.data import read_dataset
-<<<<<<< HEAD
 from lampseg.errors import OutOfMemory, UserError
-from lampseg.evaluation import write_report
-=======
-from lampseg.errors import UserError
 from lampseg.evaluation import plan_lines, write_report
->>>>>>> bdaf887469b5fe5e4ec9a8a1c56a77ef41b3efe7
 from lampseg.evaluation.tables import write_text
 from lampseg.machine import threads_per_process
 from lampseg.networks import on_meta

@@ -34,12 +34,8 @@ from lampseg.training.checkpoint import (
 from lampseg.training.job import Job
 from lampseg.training.journal import Journal
 from lampseg.training.loss import HybridLoss, mini_batch_loss
-<<<<<<< HEAD
-from lampseg.training.memory import PeakMemory
-from lampseg.training.out_of_memory import shortage_noticed
-=======
 from lampseg.training.memory import PeakMemory, TensorPeak
->>>>>>> bdaf887469b5fe5e4ec9a8a1c56a77ef41b3efe7
+from lampseg.training.out_of_memory import shortage_noticed
 from lampseg.training.supervision import supervised_loss
 from lampseg.training.validation import validate
 
