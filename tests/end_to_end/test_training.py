@@ -120,6 +120,26 @@ def test_the_run_folder_is_complete(on_two: Path, phantom: Dataset) -> None:
     assert list((on_two / "tensorboard").glob("events.*"))
 
 
+def test_the_tensors_take_what_the_plan_predicted(on_two: Path, config: Path, folder: Path) -> None:
+    """Within 3% where a step has the planned shapes: patches; and beside it in the report."""
+    options = ("parallel.mode=pipeline", "curriculum.0.steps=2", "curriculum.1.steps=2", "curriculum.2.steps=1")
+    pipeline = train(config, folder / "pipeline", *options, "data.validation=0", devices=2)
+    for run in (on_two, pipeline):
+        plans = plans_from_json((run / "plan.json").read_text())
+        counted = [record for record in steps(run) if "tensor_peak_bytes" in record and record["stage"] < 2]
+        assert {record["stage"] for record in counted} == {0, 1}
+        for stage in (0, 1):
+            predicted = [load.tensor_bytes for load in plans[stage].devices] * plans[stage].choices.replicas
+            # The optimizer's first step makes its numbers: the second and the third are whole.
+            for record in [record for record in counted if record["stage"] == stage][1:]:
+                assert record["tensor_peak_bytes"] == pytest.approx(predicted, rel=0.03)
+        for record in steps(run):
+            assert [set(rank) for rank in record["stage_seconds"]] == (
+                [{"0"}, {"0"}] if plans[record["stage"]].choices.replicas == 2 else [{"0"}, {"1"}]
+            )
+        assert "difference" in (run / "report.html").read_text()
+
+
 def test_float64_with_batch_norm_agrees_whatever_schedule_and_recomputation(config: Path, folder: Path) -> None:
     """To 1e-9, running statistics included: recomputation must not update them twice."""
     reference = train(config, folder / "float64", *FLOAT64, devices=1)

@@ -1,6 +1,6 @@
 """The report's figures show the numbers they are given."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.colors
@@ -10,10 +10,12 @@ import pytest
 
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, SliceView
-from lampseg.evaluation.figures import data_uri, dice_against_seconds, dice_bars, plan_picture, training_curves
+from lampseg.evaluation.figures import data_uri, dice_against_seconds, dice_bars, training_curves
+from lampseg.evaluation.plan_check import PlanCheck
+from lampseg.evaluation.plan_figures import memory_picture, timetable_picture
 from lampseg.evaluation.run_folder import read_run
 from lampseg.evaluation.slices import slice_figure
-from tests.unit.fake_run import NAMES, comparison, make_run, slice_view
+from tests.unit.fake_run import NAMES, comparison, make_plan, make_run, slice_view, stage
 
 
 @pytest.fixture
@@ -21,28 +23,44 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
 
 
-def test_plan_picture_stacks_the_bytes_each_device_holds(run: Path) -> None:
+def test_memory_picture_stacks_the_parts_of_each_device(run: Path) -> None:
     folder = read_run(run)
-    left, right = plan_picture(folder.plans[0], measured=folder.totals(0)).axes
+    left, right = memory_picture(PlanCheck(folder.plans[0], folder.totals(0))).axes
     ends = [
         max(bar.get_x() + bar.get_width() for bar in left.patches if round(bar.get_center()[1]) == i) for i in (0, 1)
     ]
-    # parameters + gradients and optimizer + activations x in flight + boundary buffers, in MiB
-    assert ends == pytest.approx([6 + 13 + 2 * 20 + 2, 6 + 13 + 20 + 3])
-    measured = next(line for line in left.lines if line.get_label() == "measured peak")
-    assert list(measured.get_xdata()) == [120, 90]
+    assert ends == pytest.approx([109, 90])  # in MiB, with libraries
+    measured = next(line for line in left.lines if line.get_label() == "tensors, measured")
+    assert list(measured.get_xdata()) == [98, 82]
+    predicted = left.collections[0].get_segments()
+    assert [segment[0][0] for segment in predicted] == [99, 80], "without libraries"
     assert sorted(bar.get_width() for bar in right.patches) == pytest.approx([25, 45, 55, 75])
 
 
-def test_plan_picture_of_one_device_and_nothing_measured(run: Path) -> None:
-    tree = json.loads((run / "plan.json").read_text())
-    tree["plans"][0]["stages"] = tree["plans"][0]["stages"][:1]
-    (run / "plan.json").write_text(json.dumps(tree))
-    folder = read_run(run)  # two ranks were measured, which this plan of one device does not know
-    left, right = plan_picture(folder.plans[0], measured=folder.totals(0)).axes
+def test_memory_picture_where_nothing_was_measured(run: Path) -> None:
+    left, right = memory_picture(PlanCheck(make_plan((8, 8, 8)), read_run(run).totals(7))).axes
     assert not left.lines
-    assert len(right.patches) == 1
-    assert len(plan_picture(folder.plans[0]).axes[1].patches) == 1
+    assert len(right.patches) == 2
+
+
+def test_timetable_picture_shows_every_pass_when_it_runs() -> None:
+    plan = make_plan((8, 8, 8))
+    (axes,) = timetable_picture(plan).axes
+    for lane, entries in zip(axes.collections, plan.timetable().devices, strict=True):
+        extents = [path.get_extents() for path in lane.get_paths()]
+        assert [(e.x0, e.x1) for e in extents] == [pytest.approx((1e3 * e.start, 1e3 * e.end)) for e in entries]
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "0", "1", "0", "0", "1", "1"]
+
+
+def test_stages_of_one_device_have_shades_of_their_own() -> None:
+    plan = make_plan((8, 8, 8))
+    stages = tuple(stage(i, device=place, forward=0.1) for i, place in enumerate((0, 1, 1, 0)))
+    choices = replace(plan.choices, schedule="v", cuts=(10, 20, 30), recompute=("none",) * 4)
+    (axes,) = timetable_picture(replace(plan, stages=stages, choices=choices, links=())).axes
+    colours = {tuple(colour) for colour in axes.collections[0].get_facecolor()}
+    assert len(colours) == 4, "forward and backward of two stages"
+    (large,) = timetable_picture(replace(plan, choices=replace(plan.choices, micro_batches=200))).axes
+    assert not large.texts, "numbers would not be readable"
 
 
 def test_training_curves_show_stages_means_and_the_selected_step(run: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from matplotlib._pylab_helpers import Gcf
 from rich.console import Console
 
 from lampseg.errors import UserError
-from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, summary_paragraph, write_report
+from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, plan_lines, summary_paragraph, write_report
 from lampseg.evaluation.figures import training_curves
+from lampseg.evaluation.plan_check import PlanCheck
 from lampseg.evaluation.run_folder import read_run
-from lampseg.partition import Plan, Stage, plans_to_json
-from tests.unit.fake_run import MIB, NAMES, comparison, make_run, plan_stage, slice_view, step_line, validation_line
+from lampseg.partition import plans_to_json
+from tests.unit.fake_run import MIB, NAMES, comparison, make_plan, make_run, slice_view, step_line, validation_line
 
 
 class Page(HTMLParser):
@@ -54,7 +56,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_is_self_contained_and_complete(report: Path) -> None:
     path, page = report, Page(report)
     assert path.name == "report.html"
-    assert len(page.references) == 6  # bars, scatter, curves, two plans, slices
+    assert len(page.references) == 8  # bars, scatter, curves, memory and timetable of two plans, slices
     assert all(re.match(r"data:image/(svg\+xml|png);base64,[A-Za-z0-9+/=]+$", r) for r in page.references)
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
     assert "http:" not in path.read_text()
@@ -99,7 +101,7 @@ def test_summary_says_what_was_done_and_found(run: Path, report: Path) -> None:
     text = summary_paragraph(read_run(run), comparison=comparison())
     assert text == (
         "unet (filters 8, 3.0 million parameters) was trained on 2 devices for 30 optimizer steps in 2 of 3 "
-        "curriculum stages (32 x 32 x 32, then whole volumes); the steps took 25 s in all. "
+        "curriculum stages (32 x 32 x 32, then whole volumes); the steps took 37 s in all. "
         "The selected model is that of step 25, with a mean validation Dice of 0.620. "
         "Average Dice on 2 cases, and time per volume: whole volume: 0.683 in 0.5 s; "
         "_sliding window $32$: 0.567 in 4.25 s."
@@ -173,16 +175,88 @@ def test_best_is_that_of_the_file_else_the_highest(run: Path) -> None:
 
 def test_totals_of_a_curriculum_stage(run: Path) -> None:
     totals = read_run(run).totals(0)
-    assert (totals.steps, totals.seconds_per_step) == (20, 0.5)
+    assert (totals.steps, totals.timed, totals.seconds_per_step) == (20, 17, 0.5)
     assert totals.peak_bytes == (120 * MIB, 90 * MIB)
-    assert totals.busy_share == pytest.approx((0.75, 0.25))
-    assert read_run(run).totals(7).busy_share == ()
+    assert totals.tensor_bytes == (98 * MIB, 82 * MIB)
+    assert totals.busy_seconds == (0.3, 0.1)
+    assert totals.stage_seconds == ({0: (0.1, 0.2)}, {1: (0.04, 0.06)})
+    nothing = read_run(run).totals(7)
+    assert (nothing.steps, nothing.seconds_per_step, nothing.busy_seconds, nothing.stage_seconds) == (0, None, (), ())
+
+
+def test_few_steps_are_all_timed_and_on_cuda_the_first_are_not(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("".join(step_line(i, 0) + "\n" for i in (1, 2)))
+    assert (read_run(run).totals(0).timed, read_run(run).totals(0).seconds_per_step) == (2, 3.0)
+    lines = [step_line(i, 0, tensor_peak_bytes=[i, i], seconds=9.0 if i < 4 else 1.0) for i in range(1, 7)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    totals = read_run(run).totals(0)
+    assert (totals.timed, totals.seconds_per_step, totals.tensor_bytes) == (3, 1.0, (6, 6))
+
+
+def test_the_plan_is_shown_beside_what_was_measured(report: Path) -> None:
+    text = Page(report).text
+    assert "2 devices, 1f1b, 2 micro-batches, recompute none" in text
+    # parts of device 0, its predicted and measured peak, by how much they differ, libraries, what it has
+    assert "0 6 MiB 6 MiB 7 MiB 70 MiB 4 MiB 6 MiB 99 MiB 98 MiB -1.0 % 10 MiB -" in text
+    assert "0 0.33 s 0.3 s -9.1 % 55 % 75 %" in text
+    assert "1: up.0 ... tail 1 1,500,000 1 x 20 MiB none 0.09 s 0.04 s 0.18 s 0.06 s" in text
+    assert "1 device <i> 0.8 s 300 MiB twice as slow" in text
+    assert "details" not in Page(report).tags
+
+
+def test_many_alternatives_are_folded(run: Path) -> None:
+    plan = make_plan((8, 8, 8))
+    (run / "plan.json").write_text(plans_to_json([replace(plan, alternatives=plan.alternatives * 9)]))
+    page = Page(write_report(run))
+    assert "9 other ways were considered" in page.words
+    assert page.tags.count("details") == 1
+
+
+def test_of_replicas_the_worst_counts(run: Path) -> None:
+    plan = make_plan((32, 32, 32), replicas=2)
+    ranks = {
+        "tensor_peak_bytes": [5, 6, 7, 4],
+        "busy_seconds": [0.1, 0.2, 0.3, 0.1],
+        "stage_seconds": [{"0": [1, 2]}, {"1": [3, 4]}, {"0": [2, 1]}, {"1": [2, 5]}],
+    }
+    (run / "metrics.jsonl").write_text(step_line(1, 0, **ranks) + "\n")
+    check = PlanCheck(plan, read_run(run).totals(0))
+    assert check.tensor_bytes == (7, 6)
+    assert check.busy_seconds == (0.3, 0.2)
+    assert check.stage_seconds == ((2, 1), (3, 4))
+    assert check.predicted_seconds(0) == pytest.approx((2 * 0.055, 4 * 0.055)), "two micro-batches of a replica's"
+
+
+def test_ranks_that_are_not_the_plan_s_are_not_shown(run: Path) -> None:
+    """A run that was resumed on other devices has a new plan, and steps of the old one."""
+    (run / "metrics.jsonl").write_text(step_line(1, 0, tensor_peak_bytes=[1, 2, 3], stage_seconds=[{"0": [1, 1]}]))
+    check = PlanCheck(make_plan((32, 32, 32)), read_run(run).totals(0))
+    assert check.tensor_bytes == (None, None)
+    assert check.stage_seconds == (None, None)
+    assert "not measured" in check.line()
+
+
+def test_each_curriculum_stage_in_one_line(run: Path) -> None:
+    assert plan_lines(run) == [
+        "curriculum stage 1: a step 0.4 s predicted, 0.5 s measured (+25.0 %); "
+        "tensors of the fullest device 99 MiB predicted, 98 MiB measured (-1.0 %)",
+        "curriculum stage 2: a step 0.4 s predicted, 1.5 s measured (+275.0 %); "
+        "tensors of the fullest device 99 MiB predicted, 118 MiB measured (+19.2 %)",
+    ]
+
+
+def test_a_plan_of_another_version_is_said_and_the_rest_is_shown(run: Path) -> None:
+    (run / "plan.json").write_text('{"version": 1, "plans": [{"stages": [{}]}]}')
+    text = Page(write_report(run)).text
+    assert "plan.json has version 1, this program reads version 2" in text
+    assert "Configuration" in text
+    assert plan_lines(run) == []
 
 
 def test_not_a_run_folder_and_broken_files_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: not a run folder"):
         write_report(tmp_path / "nowhere")
-    (run / "plan.json").write_text('{"version": 1, "plans": [{"stages": [{}]}]}')
+    (run / "plan.json").write_text('{"version": 2, "plans": [{"version": 2, "choices": {}}]}')
     with pytest.raises(UserError, match=r"plan\.json: not a plan file"):
         write_report(run)
     (run / "plan.json").write_text("{")
@@ -219,18 +293,3 @@ def test_comparison_of_different_cases_warns() -> None:
     mixed = Comparison((*comparison().rows, ComparisonRow("other", one, 1.0)))
     assert "do not compare" in mixed.note()
     assert "do not compare" not in comparison().note()
-
-
-def test_the_planner_s_own_file_is_read(run: Path) -> None:
-    fields = plan_stage(0, share=1.0) | {"begins": "conv3d @ stem", "modules": ("stem", "tail")}
-    del fields["something_new"]
-    plan = Plan("unet", (1, 1, 32, 32, 32), 4, "gpipe", "all", "bfloat16", 82, "digest", (Stage(**fields),))
-    (run / "plan.json").write_text(plans_to_json([plan]))
-    (view,) = read_run(run).plans
-    assert (view.network, view.schedule, view.recompute, view.precision) == ("unet", "gpipe", "all", "bfloat16")
-    assert (view.input_shape, view.micro_batches) == (plan.input_shape, 4)
-    assert view.stages[0].modules == ("stem", "tail")
-    assert view.stages[0].activation_bytes == 20 * MIB
-    text = Page(write_report(run)).text
-    assert "0: stem ... tail" in text
-    assert "schedule gpipe" in text

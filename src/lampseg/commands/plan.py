@@ -42,7 +42,8 @@ def subject_of(config: Config, *, shape: Size | None = None, classes: int | None
         check_patch(stage, index=index, stride=stride, window=window, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
     hardware = hardware_of(config, devices)
-    return Subject(config, network, classes, stride, (x, y, z), devices, hardware)
+    padded = tuple(stage.whole and (x, y, z) != tuple(shape) for stage in config.curriculum)
+    return Subject(config, network, classes, stride, (x, y, z), devices, hardware, padded)
 
 
 def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:

@@ -23,7 +23,7 @@ from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
 from lampseg.parallel.world import World, keep_to_stated_memory, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
 from lampseg.partition.show import plan_paragraph
-from lampseg.training.job import Job, largest_volume, prepare_job, smallest_volume
+from lampseg.training.job import Job, largest_volume, padded_stages, prepare_job, smallest_volume
 from lampseg.training.out_of_memory import RECORD, learnt, read_shortage
 from lampseg.training.plans import Subject, hardware_of, make_plans, plans_given
 from lampseg.training.trainer import Trainer
@@ -110,7 +110,14 @@ def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None
     config = job.config
     hardware = hardware_of(config, devices)
     subject = Subject(
-        config, network, len(job.classes), job.stride, largest_volume(job), devices=devices, hardware=hardware
+        config,
+        network,
+        len(job.classes),
+        job.stride,
+        largest_volume(job),
+        devices=devices,
+        hardware=hardware,
+        padded=padded_stages(job),
     )
     if given is not None:
         return plans_given(subject, read_plans(given), source=str(given), smallest=smallest_volume(job))

@@ -170,3 +170,15 @@ def smallest_volume(job: Job) -> tuple[int, int, int]:
     sizes = ([-(-size // step) * step for size, step in zip(case.shape, job.stride)] for case in job.training)
     x, y, z = min(sizes, key=math.prod)
     return x, y, z
+
+
+def padded_stages(job: Job) -> tuple[bool, ...]:
+    """For each curriculum stage, whether some training volume is padded: to the stride, or to the patch."""
+    return tuple(
+        any(
+            size % step if stage.size is None else size < stage.size[axis]
+            for case in job.training
+            for axis, (size, step) in enumerate(zip(case.shape, job.stride))
+        )
+        for stage in job.config.curriculum
+    )

@@ -13,14 +13,19 @@ from lampseg.training.supervision import logits_of, supervised_loss
 
 
 @cache
-def planned_loss(config: LossConfig, *, classes: int) -> MicroBatchLoss:
-    """The loss of one micro-batch as the trainer computes it; to be run on fake tensors."""
+def planned_loss(config: LossConfig, *, classes: int, padded: bool = False) -> MicroBatchLoss:
+    """The loss of one micro-batch as the trainer computes it; to be run on fake tensors.
+
+    Args:
+        padded: volumes have padding, which the loss masks: that takes copies of the logits.
+    """
     hybrid = HybridLoss((1.0,) * classes, config.focal, config.gamma)
 
     def loss(output: Any, shape: tuple[int, ...]) -> Tensor:
         device = logits_of(output)[0].device
         target = torch.empty((shape[0], *shape[2:]), dtype=torch.int64, device=device)
         annotated = torch.empty((shape[0], classes), dtype=torch.bool, device=device)
-        return mini_batch_loss(supervised_loss(hybrid, output, target, annotated, None), batch=shape[0])
+        valid = torch.empty(target.shape, dtype=torch.bool, device=device) if padded else None
+        return mini_batch_loss(supervised_loss(hybrid, output, target, annotated, valid), batch=shape[0])
 
     return loss

@@ -36,6 +36,8 @@ class Subject:
     """Per axis the size of the largest training volume, padded to the stride: what `patch: whole` is planned for."""
     devices: Devices
     hardware: Hardware
+    padded: tuple[bool, ...] = ()
+    """For each curriculum stage, whether what it trains on has padding, which the loss masks; empty: none has."""
 
     def problem(self, stage: int) -> Problem:
         """The planning problem of a curriculum stage (0 is the first)."""
@@ -61,7 +63,7 @@ class Subject:
             schedule=None if parallel.schedule == "auto" else parallel.schedule,
             recompute=None if parallel.recompute == "auto" else parallel.recompute,
             optimizer=optimizer_numbers(config),
-            loss=planned_loss(config.loss, classes=self.classes),
+            loss=planned_loss(config.loss, classes=self.classes, padded=bool(self.padded) and self.padded[stage]),
             rehearse=rehearse,
         )
 
