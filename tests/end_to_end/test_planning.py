@@ -43,7 +43,14 @@ def test_a_plan_says_what_each_device_holds_and_why(config: Path, capsys: Captur
     text = shown(capsys, config, *NOWHERE, "--devices", "4x16GiB", "--parallel.mode", "pipeline")
     assert "curriculum stage 1: patch 8, batch 4" in text
     assert "curriculum stage 2: patch whole, batch 1" in text
-    for words in ("of 16.00 GiB", "device  3", "forwards 0 1 2", "Between stages", "Considered, and why not taken"):
+    for words in (
+        "16.00",
+        "memory in GiB",
+        "device  3",
+        "forwards 0 1 2",
+        "Between stages",
+        "Considered, and why not taken",
+    ):
         assert words in text, words
 
 
