@@ -68,6 +68,14 @@ class Steps:
         parameters = list(self.model.parameters().values()) or [torch.zeros(1, requires_grad=True)]
         self.optimizer = torch.optim.RMSprop(parameters, lr=1e-5)
 
+    def held(self) -> list[Tensor]:
+        """What this rank holds between steps: its parameters and buffers, and the optimizer's numbers."""
+        mine = set(self.model.owned)
+        network = self.model.network
+        named = (*network.named_parameters(), *network.named_buffers())
+        numbers = (t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+        return [*(tensor for name, tensor in named if name in mine), *numbers]
+
     def step(self) -> None:
         case, device = self.case, self.world.device
         shape = case.shape
@@ -90,21 +98,16 @@ class Steps:
 def measure(world: World, case: Case, plan: Plan) -> int:
     """On this rank: the most bytes of tensors that are alive at once in a step (the second: the first makes state)."""
     steps = Steps(case, plan, world=world)
+    steps.step()
     if world.device.type == "cuda":
-        steps.step()
         torch.cuda.reset_peak_memory_stats(world.device)
         steps.step()
         return int(torch.cuda.max_memory_allocated(world.device))
     live = LiveBytes()
-    mine = set(steps.model.owned)
-    network = steps.model.network
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if name in mine:
-            live.add(tensor)
+    for tensor in steps.held():
+        live.add(tensor)
     # A mode sees the kernels of its own thread only: the backward must run on this one.
     with live, torch.autograd.set_multithreading_enabled(False):
-        steps.step()
-        live.reset_peak()
         steps.step()
     return live.peak
 
