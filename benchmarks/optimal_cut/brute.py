@@ -85,7 +85,7 @@ class Brute:
         """
         fastest, slowest_of_it, path_of_it = np.inf, np.inf, np.inf
         for slowest, path, _, _ in self._all():
-            time = (self.micro_batches - 1) * slowest + path
+            time = path if self.micro_batches == 1 else (self.micro_batches - 1) * slowest + path
             least = float(time.min())
             if least < fastest * (1 - _ROUNDING):
                 fastest, slowest_of_it, path_of_it = least, np.inf, np.inf

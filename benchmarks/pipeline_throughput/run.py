@@ -166,8 +166,8 @@ def report(
         summary=summary,
         tables=[
             (
-                f"U-Net of {load.filters} filters, micro-batches of {'x'.join(map(str, load.shape))}; cut by hand after "
-                f"block {cut}; medians of {len(next(iter(found[most].values()))['seconds'])} interleaved steps",
+                f"U-Net of {load.filters} filters, micro-batches of {'x'.join(map(str, load.shape))}; cut by hand "
+                f"after block {cut}; medians of {len(next(iter(found[most].values()))['seconds'])} interleaved steps",
                 ["M", "way", "seconds", "speed against one process", "efficiency", "bound", "of the bound"],
                 rows,
             )

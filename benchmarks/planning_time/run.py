@@ -34,9 +34,9 @@ def once(name: str, count: int, size: tuple[int, int, int]) -> dict[str, Any]:
     if LARGE[name].size_argument:
         tree["curriculum"][0]["patch"] = list(size)  # type: ignore[index]
     config = Config.model_validate(tree)
-    seconds, outcome = [], ""
+    seconds, busy, outcome = [], [], ""
     for _ in range(2):
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), time.process_time()
         try:
             (plan,) = make_plans(subject_of(config, shape=size, classes=CLASSES))
             outcome = f"fits, fullest device {plan.peak_bytes / 2**30:.1f} GiB"
@@ -44,7 +44,15 @@ def once(name: str, count: int, size: tuple[int, int, int]) -> dict[str, Any]:
             lines = str(error).splitlines()
             outcome = "does not fit; says what would" if len(lines) > 1 else lines[0]
         seconds.append(time.perf_counter() - begun)
-    return {"network": name, "devices": count, "imports": imported, "seconds": seconds, "outcome": outcome}
+        busy.append(time.process_time() - before)
+    return {
+        "network": name,
+        "devices": count,
+        "imports": imported,
+        "seconds": seconds,
+        "processor_seconds": busy,
+        "outcome": outcome,
+    }
 
 
 def main() -> None:
@@ -67,14 +75,15 @@ def main() -> None:
     rows = []
     for name in names:
         of = {item["devices"]: item for item in found if item["network"] == name}
-        cells = [f"{item['seconds'][0]:.1f} / {item['seconds'][1]:.1f}" for item in of.values()]
+        cells = [f"{item['processor_seconds'][0]:.1f} / {item['processor_seconds'][1]:.1f}" for item in of.values()]
         rows.append([LARGE[name].title, *cells, "; ".join(f"{k}: {item['outcome']}" for k, item in of.items())])
-    late = [item for item in found if item["seconds"][0] > AIMS[item["devices"]]]
+    late = [item for item in found if item["processor_seconds"][0] > AIMS[item["devices"]]]
     worst = {
-        count: max(i["seconds"][0] for i in found if i["devices"] == count) for count in {i["devices"] for i in found}
+        count: max(i["processor_seconds"][0] for i in found if i["devices"] == count)
+        for count in {i["devices"] for i in found}
     }
     summary = [
-        f"K = {count}: at most {seconds:.1f} s in a new process (aim: {AIMS[count]:.0f} s)"
+        f"K = {count}: at most {seconds:.1f} s of one core in a new process (aim: {AIMS[count]:.0f} s)"
         for count, seconds in sorted(worst.items())
     ]
     summary.append(f"{len(found) - len(late)} of {len(found)} within their aim")
@@ -87,7 +96,7 @@ def main() -> None:
         tables=[
             (
                 f"Seconds on {'x'.join(map(str, QUICK_SIZE if chosen.quick else SIZE))}, batch 1, devices of {MEMORY}: "
-                "first / second time in a process",
+                "first / second time in a process (seconds of one core)",
                 ["network", *(f"K = {count}" for count in counts), "outcome"],
                 rows,
             )

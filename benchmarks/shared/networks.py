@@ -122,7 +122,7 @@ SMALL: dict[str, Named] = {
         "MONAI SegResNet", MONAI + "SegResNet", {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}
     ),
     "attentionunet": Named("MONAI AttentionUnet", MONAI + "AttentionUnet", {"channels": _FOUR, "strides": [2, 2, 2]}),
-    "vnet": Named("MONAI VNet", MONAI + "VNet", {"dropout_prob_down": None, "dropout_prob_up": [None, None]}),
+    "vnet": Named("MONAI VNet", MONAI + "VNet", {"dropout_prob_down": 0.0, "dropout_prob_up": [0.0, 0.0]}),
     "unetr": Named(
         "MONAI UNETR",
         MONAI + "UNETR",
