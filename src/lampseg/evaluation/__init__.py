@@ -6,6 +6,7 @@ from lampseg.evaluation.evaluate import evaluate
 from lampseg.evaluation.report import write_report
 from lampseg.evaluation.scores import CaseDice, Evaluation, OrganDice
 from lampseg.evaluation.slices import SliceView
+from lampseg.evaluation.split_section import plan_lines
 from lampseg.evaluation.summary import summary_paragraph
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SliceView",
     "dice_per_class",
     "evaluate",
+    "plan_lines",
     "summary_paragraph",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""The report's charts: training curves, the plan as a picture, Dice by organ and Dice against seconds."""
+"""The report's charts of results: training curves, Dice by organ and Dice against seconds."""
 
 import base64
 import io
@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 
 from lampseg.evaluation.comparison import Comparison, row_dice
-from lampseg.evaluation.metrics import StageTotals
-from lampseg.evaluation.run_folder import PlanStage, PlanView, RunFolder
-from lampseg.evaluation.tables import byte_unit
+from lampseg.evaluation.run_folder import RunFolder
 
 # Okabe and Ito's colours, told apart with any colour vision and, mostly, in grey print.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -102,75 +100,6 @@ def _validation_points(axes: Axes, run: RunFolder) -> None:
     axes.set_ylabel("validation Dice")
     if axes.lines:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
-
-
-def plan_picture(plan: PlanView, *, measured: StageTotals | None = None) -> Figure:
-    """Who holds what: bytes of each device in layers, and its share of the computing time, planned and measured.
-
-    Activations count once per micro-batch in flight. Measured values are drawn where there are as many ranks
-    as the plan has stages.
-    """
-    stages = plan.stages
-    count = len(stages)
-    figure = Figure(figsize=(9, 1.5 + 0.62 * count), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1.6))
-    y = np.arange(count)
-    peaks = measured.peak_bytes if measured and len(measured.peak_bytes) == count else ()
-    parts = [held_bytes(stage) for stage in stages]
-    scale, unit = byte_unit(max([sum(p.values()) for p in parts] + [s.peak_bytes for s in stages] + [*peaks]))
-    base = np.zeros(count)
-    for colour, name in zip(COLOURS, parts[0] if parts else ()):
-        width = np.asarray([p[name] for p in parts]) / scale
-        left.barh(y, width, left=base, height=0.6, color=colour, label=name, edgecolor="white", linewidth=0.5)
-        base += width
-    planned = [s.peak_bytes / scale for s in stages]
-    left.vlines(planned, y - 0.38, y + 0.38, color="black", linewidth=2, label="planned peak")
-    if peaks:
-        left.plot([p / scale for p in peaks], y, "D", color="black", markersize=5, label="measured peak")
-    left.set_yticks(y, [f"device {i}\n{plain(modules_text(s, limit=22))}" for i, s in enumerate(stages)], fontsize=8)
-    left.set_xlabel(f"memory ({unit})")
-    left.set_xlim(left=0)
-    _shares(right, plan, measured)
-    for axes in (left, right):
-        axes.set_ylim(count - 0.5, -0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return figure
-
-
-def _shares(axes: Axes, plan: PlanView, measured: StageTotals | None) -> None:
-    count = len(plan.stages)
-    y = np.arange(count)
-    busy = measured.busy_share if measured and len(measured.busy_share) == count else ()
-    height, offset = (0.3, 0.16) if busy else (0.6, 0.0)
-    series = [("share of time, planned", [s.time_share for s in plan.stages], y - offset, "#777777")]
-    if busy:
-        series.append(("share of time, measured", list(busy), y + offset, "#222222"))
-    for name, values, where, colour in series:
-        bars = axes.barh(where, [100 * v for v in values], height=height, color=colour, label=name)
-        axes.bar_label(bars, fmt="%.0f %%", padding=2, fontsize=8)
-    axes.set_yticks([])
-    axes.set_xlabel("share of computing time (%)")
-    axes.set_xlim(0, 120 * max([v for _, values, _, _ in series for v in values] + [0.01]))
-
-
-def held_bytes(stage: PlanStage) -> dict[str, float]:
-    """The layers of a device's bar, in bytes, from the bottom."""
-    return {
-        "parameters": stage.parameter_bytes,
-        "gradients + optimizer": stage.gradient_bytes + stage.optimizer_bytes,
-        "activations in flight": stage.activation_bytes * stage.in_flight,
-        "boundary buffers": stage.receive_bytes + stage.send_bytes,
-    }
-
-
-def modules_text(stage: PlanStage, *, limit: int) -> str:
-    """The stage's first and last module, shortened to about `limit` characters."""
-    if not stage.modules:
-        return f"operations {stage.first}-{stage.last - 1}"
-    ends = list(dict.fromkeys((stage.modules[0], stage.modules[-1])))
-    each = limit // len(ends)
-    return " ... ".join(name if len(name) <= each else f"{name[: each - 2]}.." for name in ends)
 
 
 def dice_bars(comparison: Comparison) -> Figure:

@@ -3,9 +3,12 @@
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+WARM_UP = 3
+"""Steps of a curriculum stage that are not timed if there are more: shapes are new, tensors are counted."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Step:
     """Per rank; empty if not measured."""
     busy_seconds: tuple[float, ...]
     """Per rank, seconds spent computing; empty if not measured."""
+    tensor_peak_bytes: tuple[float, ...] = ()
+    """Per rank, of the tensors alone; empty if not measured in this step."""
+    stage_seconds: tuple[Mapping[int, tuple[float, float]], ...] = ()
+    """Per rank, for each pipeline stage it holds: seconds in its forwards and its backwards; empty if not measured."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +44,55 @@ class Validation:
 
 @dataclass(frozen=True)
 class StageTotals:
-    """What was measured over all steps of one curriculum stage."""
+    """What was measured over the steps of one curriculum stage; times are medians over `timed` steps."""
 
     steps: int
+    timed: int
+    """The later steps: not the first, in which shapes are new and the tensors of which were counted."""
     seconds_per_step: float | None
-    """Median, wall-clock."""
+    """Wall-clock."""
     peak_bytes: tuple[float, ...]
-    """Highest per rank; empty if not measured."""
-    busy_share: tuple[float, ...]
-    """Each rank's share of all ranks' computing time, summing to 1; empty if not measured."""
+    """Highest of the process, per rank; empty if not measured."""
+    tensor_bytes: tuple[float, ...]
+    """Highest of its tensors, per rank; empty if not measured."""
+    busy_seconds: tuple[float, ...]
+    """Computing, not waiting, per rank; empty if not measured."""
+    stage_seconds: tuple[Mapping[int, tuple[float, float]], ...]
+    """Per rank, for each pipeline stage it holds: in its forwards, in its backwards; empty if not measured."""
 
 
 def totals(of: Iterable[Step]) -> StageTotals:
     """Sums up the steps of one curriculum stage."""
     steps = list(of)
-    peaks = [s.peak_memory_bytes for s in steps if any(s.peak_memory_bytes)]
+    # On the CPU the steps of which the tensors are counted are slow; on CUDA all are counted, and the first are slow.
+    later = [s for s in steps if not s.tensor_peak_bytes] or steps[WARM_UP:] or steps
+    stages = [s.stage_seconds for s in later if s.stage_seconds]
     # A run resumed on other devices has rows of other lengths: the last ones count.
-    ranks = len(peaks[-1]) if peaks else 0
-    busy = [s.busy_seconds for s in steps if sum(s.busy_seconds) > 0]
-    workers = len(busy[-1]) if busy else 0
-    sums = [sum(column) for column in zip(*(b for b in busy if len(b) == workers))]
+    stages = [s for s in stages if [list(rank) for rank in s] == [list(rank) for rank in stages[-1]]]
     return StageTotals(
         steps=len(steps),
-        seconds_per_step=statistics.median([s.seconds for s in steps]) if steps else None,
-        peak_bytes=tuple(max(column) for column in zip(*(p for p in peaks if len(p) == ranks))),
-        busy_share=tuple(value / sum(sums) for value in sums),
+        timed=len(later),
+        seconds_per_step=statistics.median([s.seconds for s in later]) if later else None,
+        peak_bytes=_columns(max, [s.peak_memory_bytes for s in steps]),
+        tensor_bytes=_columns(max, [s.tensor_peak_bytes for s in steps]),
+        busy_seconds=_columns(statistics.median, [s.busy_seconds for s in later]),
+        stage_seconds=tuple(
+            {
+                stage: (
+                    statistics.median(step[rank][stage][0] for step in stages),
+                    statistics.median(step[rank][stage][1] for step in stages),
+                )
+                for stage in held
+            }
+            for rank, held in enumerate(stages[-1] if stages else ())
+        ),
     )
+
+
+def _columns(of: Callable[[Sequence[float]], float], rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """One number for each column of the rows that are not empty or 0 and as long as the last of them."""
+    rows = [row for row in rows if any(row)]
+    return tuple(of(column) for column in zip(*(row for row in rows if len(row) == len(rows[-1]))))
 
 
 def read_metrics(text: str) -> tuple[tuple[Step, ...], tuple[Validation, ...], int]:
@@ -104,6 +134,11 @@ def _step(record: dict[str, Any]) -> Step:
         patch=tuple(int(n) for n in record.get("patch") or ()),
         peak_memory_bytes=tuple(float(n or 0) for n in record.get("peak_memory_bytes") or ()),
         busy_seconds=tuple(float(n or 0) for n in record.get("busy_seconds") or ()),
+        tensor_peak_bytes=tuple(float(n or 0) for n in record.get("tensor_peak_bytes") or ()),
+        stage_seconds=tuple(
+            {int(stage): (float(forward), float(backward)) for stage, (forward, backward) in rank.items()}
+            for rank in record.get("stage_seconds") or ()
+        ),
     )
 
 

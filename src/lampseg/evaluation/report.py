@@ -1,61 +1,19 @@
 """One self-contained HTML page about a run: nothing is fetched, it opens offline and prints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from matplotlib.figure import Figure
 
 from lampseg.evaluation import figures
 from lampseg.evaluation.comparison import Comparison
-from lampseg.evaluation.metrics import StageTotals
-from lampseg.evaluation.run_folder import PlanView, RunFolder, read_run
+from lampseg.evaluation.parts import Part, PicturePart, Section, TablePart, TextPart, picture
+from lampseg.evaluation.run_folder import RunFolder, read_run
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.slices import SliceView, slice_figure
+from lampseg.evaluation.split_section import split_section
 from lampseg.evaluation.summary import network_text, summary_paragraph
-from lampseg.evaluation.tables import ABSENT, bytes_text, counted, dice_text, seconds_text, write_text
-
-
-@dataclass(frozen=True)
-class TablePart:
-    """A table; `best` are the (row, column) to stress, where footer rows count on from the last row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    footer: Sequence[Sequence[str]] = ()
-    best: frozenset[tuple[int, int]] = frozenset()
-    note: str = ""
-    kind: str = "table"
-
-
-@dataclass(frozen=True)
-class PicturePart:
-    """A figure as a data address, with its caption and the text for who cannot see it."""
-
-    uri: str
-    caption: str
-    alt: str
-    kind: str = "picture"
-
-
-@dataclass(frozen=True)
-class TextPart:
-    """A paragraph, a `heading` or a block of `code`."""
-
-    text: str
-    kind: str = "text"
-
-
-Part = TablePart | PicturePart | TextPart
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled part of the page."""
-
-    title: str
-    parts: Sequence[Part]
+from lampseg.evaluation.tables import bytes_text, counted, dice_text, seconds_text, write_text
 
 
 def write_report(run: Path, *, comparison: Comparison | None = None, slices: Sequence[SliceView] = ()) -> Path:
@@ -76,7 +34,7 @@ def write_report(run: Path, *, comparison: Comparison | None = None, slices: Seq
     sections = [
         _results(folder, comparison),
         _training(folder),
-        _split(folder),
+        split_section(folder),
         Section("Slices", [part for view in slices for part in _slices(view)]),
         Section("Configuration", [TextPart(folder.config_text, "code")] if folder.config_text else []),
         _environment(folder),
@@ -101,10 +59,6 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _picture(figure: Figure, caption: str, *, alt: str) -> PicturePart:
-    return PicturePart(figures.data_uri(figure), caption, alt)
-
-
 def _results(run: RunFolder, comparison: Comparison | None) -> Section:
     parts: list[Part] = []
     if comparison is not None:
@@ -112,12 +66,12 @@ def _results(run: RunFolder, comparison: Comparison | None) -> Section:
         note = f"{comparison.note()} Bold: the highest Dice of the row."
         parts += [
             TablePart(header, rows, footer=footer, best=comparison.best(), note=note),
-            _picture(
+            picture(
                 figures.dice_bars(comparison),
                 "Mean Dice of each organ; dots are the single cases.",
                 alt="Bars of Dice by organ and method; the values are in the table above.",
             ),
-            _picture(
+            picture(
                 figures.dice_against_seconds(comparison),
                 "Average Dice against the time to segment one volume: better is up and left.",
                 alt="Average Dice against seconds per volume; the values are in the table above.",
@@ -137,7 +91,7 @@ def _training(run: RunFolder) -> Section:
     parts: list[Part] = []
     if run.steps:
         parts.append(
-            _picture(
+            picture(
                 figures.training_curves(run),
                 "Loss of every optimizer step and, where there was a validation, its Dice. "
                 "Bands are the stages of the curriculum with their patch.",
@@ -165,7 +119,7 @@ def _stage_table(run: RunFolder) -> TablePart:
                 f"{steps[0].loss:.4f}",
                 f"{sum(last) / len(last):.4f}",
                 seconds_text(totals.seconds_per_step),
-                bytes_text(max(totals.peak_bytes, default=None)),
+                bytes_text(max(totals.tensor_bytes or totals.peak_bytes, default=None)),
             ]
         )
     header = ["stage", "steps", "first loss", "loss, last 10", "median step", "measured peak, one device"]
@@ -187,56 +141,6 @@ def _validation_table(run: RunFolder) -> TablePart:
         rows.append([f"step {step}{' (selected)' if selected else ''}", *dice, dice_text(validation.score)])
     note = "Dice of the last validation of each stage and of the selected one."
     return TablePart(["validation", *organs, "mean"], rows, best=frozenset(best), note=note)
-
-
-def _split(run: RunFolder) -> Section:
-    parts: list[Part] = []
-    for stage, plan in enumerate(run.plans):
-        totals = run.totals(stage)
-        shape = " x ".join(map(str, plan.input_shape))
-        facts = (
-            f"Input {shape}, {plan.micro_batches} micro-batches a step, schedule {plan.schedule}, "
-            f"recompute {plan.recompute}, {plan.precision}."
-        )
-        parts += [
-            TextPart(f"Curriculum stage {stage + 1}: {run.patch_text(stage)}", "heading"),
-            TextPart(facts),
-            _picture(
-                figures.plan_picture(plan, measured=totals),
-                "What each device holds by the plan, and its share of the computing time.",
-                alt="Memory and share of time of each device; the values are in the table below.",
-            ),
-            _plan_table(plan, totals),
-        ]
-    return Section("Split over devices", parts)
-
-
-def _plan_table(plan: PlanView, totals: StageTotals) -> TablePart:
-    count = len(plan.stages)
-    peaks = totals.peak_bytes if len(totals.peak_bytes) == count else (None,) * count
-    busy = totals.busy_share if len(totals.busy_share) == count else (None,) * count
-    rows = []
-    for i, stage in enumerate(plan.stages):
-        held = figures.held_bytes(stage)
-        rows.append(
-            [
-                f"{i}: {figures.modules_text(stage, limit=40)}",
-                f"{stage.parameters:,}",
-                *map(bytes_text, held.values()),
-                bytes_text(stage.peak_bytes),
-                bytes_text(peaks[i]),
-                _percent(stage.time_share),
-                _percent(busy[i]),
-            ]
-        )
-    layers = ["parameters", "gradients, optimizer", "activations", "boundary"]
-    header = ["device", "weights", *layers, "peak, planned", "measured", "time, planned", "measured"]
-    flights = ", ".join(str(stage.in_flight) for stage in plan.stages)
-    return TablePart(header, rows, note=f"Activations count all micro-batches in flight ({flights} by device).")
-
-
-def _percent(share: float | None) -> str:
-    return ABSENT if share is None else f"{100 * share:.0f} %"
 
 
 def _slices(view: SliceView) -> list[Part]:

@@ -11,40 +11,7 @@ import yaml
 from lampseg.errors import UserError
 from lampseg.evaluation.metrics import StageTotals, Step, Validation, read_metrics, totals
 from lampseg.evaluation.scores import Evaluation
-
-
-@dataclass(frozen=True)
-class PlanStage:
-    """What one device holds by the plan; all in bytes, activations per micro-batch."""
-
-    modules: tuple[str, ...]
-    first: int
-    """Number of its first operation."""
-    last: int
-    """Number after its last operation."""
-    parameters: int
-    parameter_bytes: float
-    gradient_bytes: float
-    optimizer_bytes: float
-    activation_bytes: float
-    in_flight: int
-    receive_bytes: float
-    send_bytes: float
-    peak_bytes: float
-    time_share: float
-
-
-@dataclass(frozen=True)
-class PlanView:
-    """The plan of one curriculum stage, as far as the report shows it (a run may be older than this program)."""
-
-    network: str
-    input_shape: tuple[int, ...]
-    micro_batches: int
-    schedule: str
-    recompute: str
-    precision: str
-    stages: tuple[PlanStage, ...]
+from lampseg.partition.plan import VERSION, Plan, plans_from_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +23,10 @@ class RunFolder:
     config_text: str
     steps: tuple[Step, ...]
     validations: tuple[Validation, ...]
-    plans: tuple[PlanView, ...]
+    plans: tuple[Plan, ...]
+    """One for each curriculum stage."""
+    plan_fault: str
+    """Why the plans of the folder are not among these; empty if they are, or there are none."""
     environment: Mapping[str, str]
     best_step: int | None
     evaluation: Evaluation | None
@@ -109,6 +79,7 @@ def read_run(run: Path) -> RunFolder:
     steps, validations, unreadable = read_metrics(_text(run / "metrics.jsonl"))
     best = _json(run / "best.json")
     environment = _json(run / "environment.json")
+    plans, plan_fault = _read_plans(run / "plan.json")
     result = run / "evaluation" / "evaluation.json"
     return RunFolder(
         path=run,
@@ -116,7 +87,8 @@ def read_run(run: Path) -> RunFolder:
         config_text=config_text,
         steps=steps,
         validations=validations,
-        plans=_read_plans(run / "plan.json"),
+        plans=plans,
+        plan_fault=plan_fault,
         environment={str(k): str(v) for k, v in environment.items()},
         best_step=int(best["step"]) if isinstance(best.get("step"), int | float) else None,
         evaluation=Evaluation.from_json(_text(result), source=str(result)) if result.is_file() else None,
@@ -154,39 +126,17 @@ def _read_config(path: Path, text: str) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _read_plans(path: Path) -> tuple[PlanView, ...]:
+def _read_plans(path: Path) -> tuple[tuple[Plan, ...], str]:
+    """The plans, or why they cannot be shown: a run may be older than this program."""
     tree = _json(path)
-    try:
-        return tuple(_plan(plan) for plan in tree.get("plans", ()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not a plan file of this version ({error!r}); remove it or plan again") from error
-
-
-def _plan(plan: dict[str, Any]) -> PlanView:
-    stages = tuple(
-        PlanStage(
-            modules=tuple(map(str, s.get("modules", ()))),
-            first=int(s["first"]),
-            last=int(s["last"]),
-            parameters=int(s["parameters"]),
-            parameter_bytes=float(s["parameter_bytes"]),
-            gradient_bytes=float(s["gradient_bytes"]),
-            optimizer_bytes=float(s["optimizer_bytes"]),
-            activation_bytes=float(s["activation_bytes"]),
-            in_flight=int(s["in_flight"]),
-            receive_bytes=float(s["receive_bytes"]),
-            send_bytes=float(s["send_bytes"]),
-            peak_bytes=float(s["peak_bytes"]),
-            time_share=float(s["time_share"]),
+    if not tree:
+        return (), ""
+    if tree.get("version") != VERSION:
+        return (), (
+            f"The plans of this run cannot be shown: {path.name} has version {tree.get('version')!r}, this program "
+            f"reads version {VERSION}. `lampseg plan {path.with_name('config.yaml')}` plans them again."
         )
-        for s in plan["stages"]
-    )
-    return PlanView(
-        network=str(plan.get("network", "")),
-        input_shape=tuple(int(n) for n in plan["input_shape"]),
-        micro_batches=int(plan["micro_batches"]),
-        schedule=str(plan.get("schedule", "")),
-        recompute=str(plan.get("recompute", "")),
-        precision=str(plan.get("precision", "")),
-        stages=stages,
-    )
+    try:
+        return plans_from_json(json.dumps(tree)), ""
+    except UserError as error:
+        raise UserError(f"{path}: not a plan file of this version ({error}); remove it or plan again") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lampseg.partition.kernels import tensors_of
@@ -26,10 +27,14 @@ class LiveBytes(TorchDispatchMode):
     One thing is not counted as it happens: where two gradients of one value add up, autograd writes the sum into the
     first if nothing else holds it, but not while any mode is on. In backward, the result of an addition therefore
     counts towards the peak only if the memory of its arguments is not given back at once.
+
+    Args:
+        fake: count fake tensors, too; False where real ones are measured and a dry run may happen in between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fake: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._fake = fake
         self._sizes: dict[int, int] = {}
         self._references: dict[int, weakref.ref[Any]] = {}
         self._current = 0
@@ -87,6 +92,8 @@ class LiveBytes(TorchDispatchMode):
             foreign: set[int] | None = None
             for tensor in made:
                 if tensor.layout is not torch.strided or _on_meta(tensor):
+                    continue
+                if not self._fake and isinstance(tensor, FakeTensor):
                     continue
                 key = tensor.untyped_storage()._cdata
                 if key not in self._sizes:

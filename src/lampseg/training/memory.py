@@ -1,9 +1,13 @@
-"""The memory that a process used at most during a step."""
+"""The memory that a process used at most during a step, and its tensors alone."""
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from lampseg.partition.live import LiveBytes
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -39,6 +43,51 @@ class PeakMemory:
             return int(torch.cuda.max_memory_allocated(self._device))
         assert self._base is not None, "reset comes first"
         return max(0, _resident("VmHWM") - self._base) + self._held if self._base else 0
+
+
+class TensorPeak:
+    """Most bytes of tensors that are alive at once in a step: what a plan predicts (`DeviceLoad.tensor_bytes`).
+
+    On CUDA the allocator knows. On the CPU a mode counts, which costs time: it is on for `steps` steps only.
+    """
+
+    def __init__(self, device: torch.device, *, steps: int = 3) -> None:
+        self._device, self._left = device, steps
+        self._live: LiveBytes | None = None
+        self.nbytes: int | None = None
+        """Of the last step; None: not measured."""
+
+    @contextlib.contextmanager
+    def measure(self, held: Iterable[Tensor]) -> Iterator[None]:
+        """Around a step.
+
+        Args:
+            held: the tensors that are there before it; read only if the step is measured.
+        """
+        self.nbytes = None
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            yield
+            self.nbytes = int(torch.cuda.max_memory_allocated(self._device))
+        elif self._left > 0:
+            self._left -= 1
+            self._live = live = LiveBytes(fake=False)  # a new shape is recorded within the step
+            for tensor in held:
+                live.add(tensor)
+            try:
+                with live:
+                    yield
+            finally:
+                self._live = None
+            self.nbytes = live.peak
+        else:
+            yield
+
+    def noted(self, tensor: Tensor) -> Tensor:
+        """Counts, and returns, a tensor that no operation made, such as one that shares NumPy's memory."""
+        if self._live is not None:
+            self._live.add(tensor)
+        return tensor
 
 
 def _resident(field: str) -> int:

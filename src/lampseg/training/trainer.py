@@ -1,7 +1,9 @@
 """The trainer: the curriculum on every rank of a world, step by step, resumable at any checkpoint."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from lampseg.training.checkpoint import (
 from lampseg.training.job import Job
 from lampseg.training.journal import Journal
 from lampseg.training.loss import HybridLoss, mini_batch_loss
-from lampseg.training.memory import PeakMemory
+from lampseg.training.memory import PeakMemory, TensorPeak
+from lampseg.training.out_of_memory import shortage_noticed
 from lampseg.training.supervision import supervised_loss
 from lampseg.training.validation import validate
 
@@ -57,10 +60,9 @@ class Trainer:
         saved = self._read_checkpoint(network) if resume else None
         stage = self._stage_after(self.step)[0]
         self.model = ParallelModel(network, plans[stage], world=world)
-        mine = set(self.model.owned)
-        held = sum(t.numel() * t.element_size() for name, t in named_state(network).items() if name in mine)
-        self.memory = PeakMemory(world.device, held=held)
         self.optimizer = self._new_optimizer(stage)
+        self.memory = PeakMemory(world.device, held=sum(t.numel() * t.element_size() for t in self._held()))
+        self.tensors = TensorPeak(world.device)
         if saved is not None:
             self.model.load(saved[0])
             self._load_optimizer(saved[1])
@@ -89,16 +91,29 @@ class Trainer:
                 self._enter(stage)
             if within == 0 and journal is not None:
                 journal.say(f"curriculum stage {stage + 1}: {self.plans[stage].headline()}")
-            record = self._one_step(stage, within)
+            with self._memory_watched(stage, during="training"):
+                record = self._one_step(stage, within)
             self.step += 1
             if journal is not None:
                 journal.step(record)
             last_of_stage = within + 1 == self.lengths[stage]
             every = self.config.validation.every_steps
             if last_of_stage or (every is not None and self.step % every == 0):
-                self._validate(stage, record["epoch"], journal)
+                with self._memory_watched(stage, during="validation"):
+                    self._validate(stage, record["epoch"], journal)
             if last_of_stage or self.step % self.config.checkpoint.every_steps == 0:
                 self._save(stage, ended=last_of_stage)
+
+    def _memory_watched(self, stage: int, *, during: str) -> contextlib.AbstractContextManager[None]:
+        return shortage_noticed(
+            self.run_folder,
+            self.plans[stage],
+            rank=self.world.rank,
+            stage=stage,
+            device=self.world.device,
+            held=self.memory.read,
+            during=during,
+        )
 
     def _stage_after(self, step: int) -> tuple[int, int]:
         """The curriculum stage of the step that follows `step` done ones, and its number within the stage."""
@@ -114,6 +129,7 @@ class Trainer:
         self.model.replan(self.plans[stage])
         self.optimizer = self._new_optimizer(stage)
         self._load_optimizer(numbers)
+        self.tensors = TensorPeak(self.world.device)
         self.stage = stage
 
     def _one_step(self, stage: int, within: int) -> dict[str, Any]:
@@ -126,22 +142,25 @@ class Trainer:
 
         def loss(m: int, output: Any) -> Tensor:
             batch = batches[m]
-            terms = supervised_loss(self.loss, output, batch.target(), batch.annotated(), batch.valid())
+            target = self.tensors.noted(batch.target())
+            terms = supervised_loss(self.loss, output, target, batch.annotated(), batch.valid())
             return mini_batch_loss(terms, batch=len(draws))
 
         self.memory.reset()
         begun = time.perf_counter()
-        losses = self.model.runner.step(
-            [batch.shape for batch in batches],
-            load=lambda m: batches[m].image(),
-            loss=loss,
-            seed=mix(self.config.seed, self.step),
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.tensors.measure(self._held()):
+            losses = self.model.runner.step(
+                [batch.shape for batch in batches],
+                load=lambda m: self.tensors.noted(batches[m].image()),
+                loss=loss,
+                seed=mix(self.config.seed, self.step),
+            )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         mine = {
             "loss": sum(losses),
             "peak": self.memory.read(),
+            "tensors": self.tensors.nbytes,
             "busy": self.model.runner.busy,
             "stages": self.model.runner.seconds,
             "seconds": time.perf_counter() - begun,
@@ -164,10 +183,19 @@ class Trainer:
             "peak_memory_bytes": [rank["peak"] for rank in ranks],
             "lr": settings.lr,
         }
+        if self.tensors.nbytes is not None:  # on every rank, or on none
+            record["tensor_peak_bytes"] = [rank["tensors"] for rank in ranks]
         if self.world.device.type == "cpu":  # on CUDA it is the device that waits: not seen from here
             record["busy_seconds"] = [rank["busy"] for rank in ranks]
             record["stage_seconds"] = [rank["stages"] for rank in ranks]
         return record
+
+    def _held(self) -> Iterator[Tensor]:
+        """What lies on my device between the steps: parameters, buffers, and the optimizer's numbers."""
+        mine = set(self.model.owned)
+        yield from (tensor for name, tensor in named_state(self.model.network).items() if name in mine)
+        for numbers in self.optimizer.state.values():
+            yield from (value for value in numbers.values() if isinstance(value, Tensor))
 
     def _validate(self, stage: int, epoch: int, journal: Journal | None) -> None:
         if not self.job.validation:

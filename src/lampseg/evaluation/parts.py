@@ -1,0 +1,56 @@
+"""What the page of a report is made of: sections of tables, pictures and paragraphs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from lampseg.evaluation import figures
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A table; `best` are the (row, column) to stress, where footer rows count on from the last row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    footer: Sequence[Sequence[str]] = ()
+    best: frozenset[tuple[int, int]] = frozenset()
+    note: str = ""
+    folded: str = ""
+    """If not empty: the line under which the table is hidden until it is opened."""
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class PicturePart:
+    """A figure as a data address, with its caption and the text for who cannot see it."""
+
+    uri: str
+    caption: str
+    alt: str
+    kind: str = "picture"
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A paragraph, a `heading` or a block of `code`."""
+
+    text: str
+    kind: str = "text"
+
+
+Part = TablePart | PicturePart | TextPart
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+def picture(figure: Figure, caption: str, *, alt: str) -> PicturePart:
+    """The figure drawn as SVG."""
+    return PicturePart(figures.data_uri(figure), caption, alt)
