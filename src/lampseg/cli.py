@@ -172,6 +172,28 @@ class Calibrate:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """Run a benchmark of the checkout that lampseg was installed from; without a name, list them."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """Which, such as plan_accuracy."""
+    out: Path | None = None
+    """Folder for the results; without it they replace the recorded ones in the checkout."""
+    quick: bool = False
+    """Tiny sizes and few cases, to see that it works; needs --out."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from lampseg.commands.benchmark import benchmark, benchmarks
+
+        _no_overrides(overrides)
+        if self.name is None:
+            for name, claim in benchmarks().items():
+                Console().print(f"{name}: {claim}", highlight=False, markup=False, soft_wrap=True)
+            return
+        benchmark(self.name, out=self.out, quick=self.quick)
+
+
+@dataclass(frozen=True)
 class DemoData:
     """Write the phantom: head-and-neck-like CT volumes with nine organs, in the MSD layout."""
 
@@ -216,7 +238,7 @@ DESCRIPTION = (
     "Train and run 3D segmentation networks split over devices. `lampseg VERB --help` explains a verb. "
     "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 130 interrupted."
 )
-Verb = Plan | Train | Predict | Evaluate | Calibrate | DemoData | Demo
+Verb = Plan | Train | Predict | Evaluate | Calibrate | Benchmark | DemoData | Demo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -307,7 +329,7 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 
 def _check_verb(arguments: Sequence[str]) -> None:
     """Names a misspelt verb; tyro would only say that one is missing."""
-    verbs = ("plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo")
+    verbs = ("plan", "train", "predict", "evaluate", "calibrate", "benchmark", "demo-data", "demo")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
         near = difflib.get_close_matches(arguments[0], verbs, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(verbs)}"

@@ -116,7 +116,7 @@ def ended(arguments: list[str], capture: Capture) -> tuple[Any, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Expected one of {plan, train, predict, evaluate, calibrate, demo-data, demo}"),
+        ([], "Expected one of {plan, train, predict, evaluate, calibrate, benchmark, demo-data, demo}"),
         (["trian"], "lampseg: unknown verb `trian`: did you mean `train`?"),
         (["xyz"], "lampseg: unknown verb `xyz`: the verbs are plan, train"),
         (["train"], "--run"),
@@ -170,7 +170,9 @@ def test_a_fault_of_ours_keeps_its_traceback(config: str, monkeypatch: pytest.Mo
         main(["train", config, "--run", "x"])
 
 
-@pytest.mark.parametrize("verb", ["plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["plan", "train", "predict", "evaluate", "calibrate", "benchmark", "demo-data", "demo"]
+)
 def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> None:
     code, text = ended([verb, "--help"], capsys)
     assert code == 0
@@ -181,7 +183,17 @@ def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> N
 
 def test_the_help_names_the_verbs_and_the_exit_codes(capsys: Capture) -> None:
     _, text = ended(["--help"], capsys)
-    for part in ("plan", "train", "predict", "evaluate", "calibrate", "demo-data", "demo", "Exit codes: 0 done"):
+    for part in (
+        "plan",
+        "train",
+        "predict",
+        "evaluate",
+        "calibrate",
+        "benchmark",
+        "demo-data",
+        "demo",
+        "Exit codes: 0 done",
+    ):
         assert part in text
     main(["--version"])
     assert capsys.readouterr().out == f"lampseg {__version__}\n"

@@ -81,7 +81,8 @@ class Problem:
         """The fastest plan that fits, or the one that lacks least.
 
         The search works with bytes that are estimated for every possible stage; the plan that it finds is rehearsed,
-        which gives them exactly. If it turns out not to fit, the search is repeated with correspondingly less memory.
+        which gives them exactly. If it turns out not to fit, the search is repeated with correspondingly less memory;
+        if nothing fits by the estimate, but the plan that comes closest does, with correspondingly more.
 
         Raises:
             UserError: the network can't be recorded, or cut into so many stages.
@@ -90,20 +91,27 @@ class Problem:
         self._check(counts)
         options = Options(counts, self.replicas, self.schedule, self.recompute)
         memory = None if self.memory is None else tuple(limit / self.margin for limit in self.memory)
+        fallback: Found | None = None
         for _ in range(MOST_ROUNDS):
             found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
             plan = self._rehearsed(found.plan)
-            if not found.fits or self.memory is None:
+            if self.memory is None:
                 return replace(found, plan=plan)
             assert memory is not None
             each = plan.choices.devices
             limits = [min(self.memory[device::each]) / self.margin for device in range(each)]
             over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
-            if over <= 1:
-                return replace(found, plan=plan)
             estimated = max(load.peak_bytes / limit for load, limit in zip(found.plan.devices, limits))
-            memory = tuple(limit * min(0.99, estimated / over) for limit in memory)
-        return Found(plan, fits=False)
+            if over <= 1 and (found.fits or fallback is not None):
+                return Found(plan, fits=True)
+            if over <= 1:  # it was made to need little, at any price in time: there may be a faster one
+                fallback = Found(plan, fits=True)
+                memory = tuple(limit * estimated / over for limit in memory)
+            elif not found.fits:
+                return fallback or Found(plan, fits=False)
+            else:
+                memory = tuple(limit * min(0.99, estimated / over) for limit in memory)
+        return fallback or Found(plan, fits=False)
 
     def given(self, choices: Choices, *, digest: str) -> Plan:
         """The plan of given choices.

@@ -72,14 +72,15 @@ def fewest_devices(problem: Problem, *, memory: float) -> Plan | None:
     All devices share one copy of the network.
     """
     costs = problem.costed(problem.counts()[-1]).costs
-    schedule = problem.schedule or "1f1b"
-    stages_each = 2 if schedule in ("v", "interleaved") else 1
     first = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
-    for devices in range(first, min(MOST_DEVICES, costs.count // stages_each) + 1):
-        asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
-        found = asked.solve()
-        if found.fits:
-            return found.plan
+    for devices in range(first, min(MOST_DEVICES, costs.count) + 1):
+        for schedule in ("1f1b", "interleaved") if problem.schedule is None else (problem.schedule,):
+            if (2 if schedule in ("v", "interleaved") else 1) * devices > costs.count:
+                continue
+            asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
+            found = asked.solve()
+            if found.fits:
+                return found.plan
     return None
 
 

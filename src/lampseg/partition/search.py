@@ -99,7 +99,7 @@ def search(
     for way in ways:
         on_way()
         model = models[way.micro_batches]
-        if way.stages > model.costs.count:
+        if way.stages > model.costs.count or (memory is None and way.devices == 1 < way.stages):
             continue
         bound = _bound(model, way)
         if best is not None and bound > best.step_seconds * (1 + CLOSE):
@@ -137,6 +137,9 @@ def _ways(devices: int, options: Options) -> Iterable[Way]:
             each = devices // replicas
             if each == 1:
                 yield Way(count, replicas, 1, options.schedule if options.schedule in ("gpipe", "1f1b") else "1f1b", 1)
+                if options.recompute != "none" and options.schedule in (None, "interleaved"):
+                    # One device may have several stages, too: only the one that runs holds its activations.
+                    yield from (Way(count, replicas, 1, "interleaved", n) for n in range(2, MOST_STAGES_A_DEVICE + 1))
                 continue
             alone = count <= replicas  # one micro-batch on each replica: no order to choose
             open_ones: tuple[Schedule, ...] = ("1f1b", "v") if alone else ("1f1b", "gpipe", "v", "interleaved")

@@ -1,0 +1,49 @@
+"""`lampseg benchmark`: every benchmark runs to its end in its quick version, and faults are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lampseg.commands import benchmark as verb
+from lampseg.errors import UserError
+from tests.end_to_end.command import LAMPSEG, succeed
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.mark.parametrize("name", ["plan_accuracy", "optimal_cut"])
+def test_a_quick_benchmark_writes_its_results(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    done = succeed([*LAMPSEG, "benchmark", name, "--out", out, "--quick"], folder=tmp_path / "work")
+    recorded = json.loads((out / f"{name}.json").read_text())
+    assert {"date", "machine", "torch", "commit", "summary", "data"} <= recorded.keys()
+    for line in recorded["summary"]:
+        assert line in done.out
+        assert line in (out / f"{name}.md").read_text()
+    if name == "plan_accuracy":  # the claim itself, on small cases
+        assert len(recorded["data"]["memory"]) == 2
+        assert all(abs(error) < 0.03 for case in recorded["data"]["memory"] for error in case["errors"])
+
+
+def test_they_are_listed() -> None:
+    listed = verb.benchmarks()
+    assert {"optimal_cut", "paper_hardware", "pipeline_throughput", "plan_accuracy", "planning_time"} <= listed.keys()
+    assert all(listed.values())
+
+
+def test_an_unknown_one_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"`speed` is not known; choose one of optimal_cut, .*plan_accuracy"):
+        verb.benchmark("speed")
+
+
+def test_quick_figures_are_not_recorded() -> None:
+    with pytest.raises(UserError, match="give a folder with --out"):
+        verb.benchmark("plan_accuracy", quick=True)
+
+
+def test_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "lib" / "site-packages" / "lampseg" / "__init__.py"
+    monkeypatch.setattr(verb.lampseg, "__file__", str(installed))
+    with pytest.raises(UserError, match="clone the repository"):
+        verb.benchmarks()
