@@ -159,7 +159,7 @@ class Calibrate:
     """How many processes measure at the same time, as in train."""
     precision: tuple[Literal["float32", "bfloat16", "float64"], ...] = ()
     """What to measure beside float32; without it, on CUDA, bfloat16."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File; without it LAMPSEG_HARDWARE, or lampseg/hardware.json in the cache folder, where plans look for it."""
     quick: bool = False
     """A few tiny sizes, to see that it works; the figures are not to be trusted."""

@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class GraphMismatchError(RuntimeError):
     """A network did something else when run than when it was recorded, so its stages would disagree."""
+
+
+class OutOfMemory(UserError):
+    """A device ran out of memory; the message says how much it had, was predicted to need, and held."""

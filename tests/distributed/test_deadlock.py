@@ -16,8 +16,8 @@ from lampseg.parallel.pipeline.itinerary import Itinerary
 from lampseg.partition.plan import RECOMPUTE
 from lampseg.partition.schedule import SCHEDULES, Action
 from tests.equivalence import one_device
-from tests.equivalence.cases import recorded_once
 from tests.equivalence.one_device import assert_same, run_device, run_whole, together
+from tests.equivalence.remembered import recorded_once
 from tests.equivalence.threads import Deadlock, run_threads
 from tests.unit.test_schedule import random_pace
 
@@ -60,6 +60,11 @@ def record_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "record_for", recorded_once)
 
 
+def run_random_plans(seeds: range) -> None:
+    for seed in seeds:
+        run_random_plan(seed)
+
+
 def run_random_plan(seed: int) -> None:
     draw = random.Random(seed)
     schedule = SCHEDULES[seed % len(SCHEDULES)]
@@ -76,8 +81,7 @@ def run_random_plan(seed: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, 60, 15))
 def test_random_plans_end_with_the_right_result(first: int) -> None:
-    for seed in range(first, first + 15):
-        run_random_plan(seed)
+    run_random_plans(range(first, first + 15))
 
 
 def test_sends_that_are_waited_for_at_once_would_deadlock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,5 +92,4 @@ def test_sends_that_are_waited_for_at_once_would_deadlock(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Itinerary, "may_wait", at_once)
     with pytest.raises(Deadlock):
-        for seed in range(60):
-            run_random_plan(seed)
+        run_random_plans(range(60))

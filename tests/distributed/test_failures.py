@@ -15,10 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lampseg.parallel.pipeline import PipelineRunner
-from lampseg.parallel.state import hold, owners_of
-from lampseg.partition import place, record_for
-from tests.ranks import sub_world
+from tests.equivalence.one_device import choices_of, runner_of
+from tests.ranks import sub_mesh
 
 SHAPES = [(1, 1, 8)] * 6
 SIZE = 3
@@ -31,13 +29,10 @@ def _process(failing: Callable[[int, int], None], rank: int, folder: Path) -> No
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=SIZE, timeout=timedelta(seconds=300)
     )
-    world = sub_world(SIZE)
-    assert world is not None
+    mesh = sub_mesh(1, SIZE)
+    assert mesh is not None
     network = nn.Sequential(*(nn.Conv1d(1, 1, 3, padding=1) for _ in range(SIZE)))
-    placement = place(record_for(network, shape=SHAPES[0], precision="float32", device="cpu"), (1, 2))
-    owned = [name for name, owner in owners_of(network, placement).items() if owner == rank]
-    hold(network, owned=owned, device=world.device)
-    runner = PipelineRunner(network, placement, world=world)
+    runner, _ = runner_of(mesh, network, choices_of(mesh, (1, 2)), shape=SHAPES[0])
     calls = 0
 
     def count(_module: nn.Module, _args: Any, _out: Any) -> None:

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lampseg.parallel.pipeline import PipelineRunner
+from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import runner as runner_module
 from lampseg.parallel.pipeline.flight import Flight
-from lampseg.parallel.pipeline.transport import Transport
+from lampseg.parallel.pipeline.transport import Delivery, Transport
 from lampseg.parallel.state import hold, owners_of
-from lampseg.parallel.world import World
 from lampseg.partition import place, record_for
-from lampseg.partition.cost import Recompute, Schedule
-from tests.equivalence.one_stage import loss_of
+from lampseg.partition.plan import Recompute
+from lampseg.partition.schedule import Schedule
+from tests.equivalence.one_device import choices_of, loss_of, runner_of
 from tests.equivalence.threads import run_threads
 
 SHAPE = (1, 1, 64)
@@ -62,15 +62,25 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return watch
 
 
-def most(watch: Watch, count: int, schedule: Schedule, recompute: Recompute) -> list[dict[str, int]]:
-    """Of each of three stages during a step: most saved bytes; of all: most flights, posted receives, pending sends."""
+CUTS: dict[Schedule, tuple[int, ...]] = {
+    "gpipe": (4, 8),
+    "1f1b": (4, 8),
+    "interleaved": (2, 4, 6, 8, 10),
+    "v": (2, 4, 6, 8, 10),
+}
 
-    def stage(world: World) -> dict[str, int]:
+
+def most(
+    watch: Watch, count: int, schedule: Schedule, recompute: Recompute, limit: int | None = None
+) -> list[dict[str, int]]:
+    """Of each of three devices during a step: most saved bytes; of all: most flights, arrivals, pending sends."""
+
+    def device(mesh: Mesh) -> dict[str, int]:
         network = network_of(6)
-        graph = record_for(network, shape=SHAPE, precision="float32", device="cpu")
-        parts = PipelineRunner(network, place(graph, (4, 8)), world=world, schedule=schedule, recompute=recompute)
+        choices = choices_of(mesh, CUTS[schedule], schedule, recompute, limit=limit)
+        runner, _ = runner_of(mesh, network, choices, shape=SHAPE)
         alive: weakref.WeakSet[Kept] = weakref.WeakSet()
-        found = {"bytes": 0, "flights": 0, "posted": 0, "pending": 0}
+        found = {"bytes": 0, "flights": 0, "arrivals": 0, "pending": 0}
 
         def note(name: str, value: int) -> None:
             found[name] = max(found[name], value)
@@ -86,31 +96,45 @@ def most(watch: Watch, count: int, schedule: Schedule, recompute: Recompute) -> 
         def loss(_m: int, output: Any) -> Tensor:
             note("flights", len(watch.alive(Flight)))
             for transport in watch.alive(Transport):
-                note("posted", sum(map(len, transport._posted.values())))
+                note("arrivals", sum(map(len, transport._arrivals.values())))
                 note("pending", len(transport._pending))
             return loss_of(output)
 
         with saved_tensors_hooks(pack, lambda kept: kept.tensor):
-            parts.step([SHAPE] * count, load=lambda m: torch.ones(SHAPE), loss=loss)
+            runner.step([SHAPE] * count, load=lambda m: torch.ones(SHAPE), loss=loss)
         return found
 
-    return run_threads(stage, 3)
+    return run_threads(device, 3)
 
 
 @pytest.mark.parametrize("recompute", ["none", "all"])
 def test_1f1b_does_not_grow_with_the_micro_batches(recompute: Recompute, watch: Watch) -> None:
     one, four, twelve = (most(watch, count, "1f1b", recompute) for count in (1, 4, 12))
-    assert four == twelve
-    assert four[2]["flights"] <= 3 + 2 + 1
+    assert [found["bytes"] for found in four] == [found["bytes"] for found in twelve]
+    for found in (*four, *twelve):
+        # Read while the other threads are somewhere in their actions: not always the same.
+        assert max(found["arrivals"], found["pending"]) <= 3
+        assert found["flights"] <= 3 + 2 + 1
     times = [found["bytes"] / alone["bytes"] for found, alone in zip(four, one, strict=True)]
     assert times == ([3, 2, 1] if recompute == "none" else [1, 1, 1])
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "v"])
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_several_stages_a_device_do_not_with_a_limit(schedule: Schedule, recompute: Recompute, watch: Watch) -> None:
+    eight, sixteen = (most(watch, count, schedule, recompute, limit=4) for count in (8, 16))
+    for few, many in zip(eight, sixteen, strict=True):
+        assert many["bytes"] == few["bytes"]
+        # Read while the other threads are somewhere in their actions: not always the same.
+        assert max(many["arrivals"], few["arrivals"], many["pending"], few["pending"]) <= 4
+        assert many["flights"] <= 6 * 4
 
 
 def test_gpipe_does(watch: Watch) -> None:
     four, twelve = (most(watch, count, "gpipe", "none") for count in (4, 12))
     assert twelve[0]["bytes"] == 3 * four[0]["bytes"]
     assert twelve[2]["flights"] > 2 * four[2]["flights"]
-    assert twelve[2]["posted"] == four[2]["posted"], "but receives are posted no earlier"
+    assert twelve[2]["arrivals"] == four[2]["arrivals"], "but receives are posted no earlier"
 
 
 class Concatenates(nn.Module):
@@ -131,13 +155,14 @@ def after(network: nn.Module) -> None:
     network.check()  # type: ignore[operator]
 
 
-def watch_arrivals(world: World, recompute: Recompute) -> list[bool]:
+def watch_arrivals(mesh: Mesh, recompute: Recompute) -> list[bool]:
     """Whether what had arrived was gone when checked."""
     network = Concatenates()
     network.check = lambda: None  # type: ignore[assignment]
     graph = record_for(network, shape=SHAPE, precision="float32", device="cpu")
     cut = next(op.index for op in graph.operations if op.name == "cat")
-    runner = PipelineRunner(network, place(graph, (cut,)), world=world, recompute=recompute)
+    schedule: Schedule = "1f1b" if mesh.devices == 2 else "v"
+    runner, _ = runner_of(mesh, network, choices_of(mesh, (cut,), schedule, recompute), shape=SHAPE)
     arrived: list[StorageWeakRef] = []
     gone: list[bool] = []
 
@@ -145,21 +170,22 @@ def watch_arrivals(world: World, recompute: Recompute) -> list[bool]:
         gone.extend(ref.expired() for ref in arrived)
         arrived.clear()
 
-    transports = runner._transports
+    transport_of = runner._transport
 
-    def watched() -> tuple[Transport, Transport]:
-        forward, backward = transports()
-        take = forward.take
+    def watched(*args: Any) -> Transport:
+        transport = transport_of(*args)
+        take = transport.take
 
-        def taking(key: Any, value: Any) -> list[Tensor]:
-            found = take(key, value)
-            arrived.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in found)
+        def taking(action: Any, value: Any) -> list[Delivery]:
+            found = take(action, value)
+            if action.kind == "forward":
+                arrived.extend(StorageWeakRef(item.data.untyped_storage()) for item in found if item.data is not None)
             return found
 
-        forward.take = taking  # type: ignore[method-assign]
-        return forward, backward
+        transport.take = taking  # type: ignore[method-assign]
+        return transport
 
-    runner._transports = watched  # type: ignore[method-assign]
+    runner._transport = watched  # type: ignore[method-assign]
     network.check = check  # type: ignore[assignment]
     runner.step([SHAPE] * 3, load=lambda m: torch.ones(SHAPE), loss=lambda m, out: loss_of(out))
     return gone
@@ -170,6 +196,12 @@ def test_received_data_is_released_after_its_last_reader(recompute: Recompute) -
     first, last = run_threads(watch_arrivals, 2, recompute)
     assert first == []
     assert last == [True] * 6, "two values for each of three micro-batches"
+
+
+@pytest.mark.parametrize(("recompute", "gone"), [("none", [True] * 6), ("all", [True] * 6)])
+def test_so_is_data_handed_over_within_a_device(recompute: Recompute, gone: list[bool]) -> None:
+    (found,) = run_threads(watch_arrivals, 1, recompute)
+    assert found == gone
 
 
 def test_other_stages_parameters_take_no_memory() -> None:

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lampseg.errors import GraphMismatchError, UserError
-from lampseg.parallel.pipeline import PipelineRunner
-from lampseg.parallel.world import World
-from lampseg.partition import place, record_for
-from tests.equivalence.one_stage import loss_of
+from lampseg.parallel.mesh import Mesh, Meshes
+from tests.equivalence.one_device import choices_of, loss_of, runner_of
 from tests.equivalence.threads import run_threads
 
 SHAPE = (2, 1, 8)
@@ -39,21 +37,21 @@ class Changing(nn.Module):
         return x if self.change == "fewer" else x.sigmoid()
 
 
-def steps(world: World, network: nn.Module, cuts: Sequence[int], change: Callable[[World, nn.Module], None]) -> None:
+def steps(mesh: Mesh, network: nn.Module, cuts: Sequence[int], change: Callable[[Mesh, nn.Module], None]) -> None:
     """A step, a change, another step."""
-    placement = place(record_for(network, shape=SHAPE, precision="float32", device="cpu"), cuts)
-    runner = PipelineRunner(network, placement, world=world)
+    schedule = "1f1b" if len(cuts) + 1 == mesh.devices else "v"
+    runner, _ = runner_of(mesh, network, choices_of(mesh, cuts, schedule), shape=SHAPE)
     for n in range(2):
         runner.step([SHAPE], load=lambda m: torch.ones(SHAPE), loss=lambda m, out: loss_of(out))
         if n == 0:
-            change(world, network)
+            change(mesh, network)
 
 
-def change_to(what: str) -> Callable[[World, nn.Module], None]:
-    return lambda _world, network: setattr(network, "change", what)
+def change_to(what: str) -> Callable[[Mesh, nn.Module], None]:
+    return lambda _mesh, network: setattr(network, "change", what)
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize(("stages", "devices"), [(1, 1), (2, 2), (3, 3), (2, 1), (4, 2)])
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -63,10 +61,10 @@ def change_to(what: str) -> Callable[[World, nn.Module], None]:
         ("shape", r"call 1 of the network, `__getitem__`, returned shapes \[\(2, 2, 4\)\], recorded were"),
     ],
 )
-def test_another_forward_than_recorded(stages: int, what: str, words: str) -> None:
-    cuts = {1: (), 2: (3,), 3: (3, 4)}[stages]
+def test_another_forward_than_recorded(stages: int, devices: int, what: str, words: str) -> None:
+    cuts = {1: (), 2: (3,), 3: (3, 4), 4: (1, 3, 4)}[stages]
     with pytest.raises(GraphMismatchError, match=words):
-        run_threads(steps, stages, Changing(), cuts, change_to(what))
+        run_threads(steps, devices, Changing(), cuts, change_to(what))
 
 
 def test_the_same_calls_with_other_values_are_no_fault() -> None:
@@ -75,29 +73,28 @@ def test_the_same_calls_with_other_values_are_no_fault() -> None:
 
 @pytest.mark.parametrize("what", ["function", "more", "shape"])
 def test_networks_that_differ_between_ranks(what: str) -> None:
-    def build(world: World) -> None:
-        network = Changing(what if world.rank == 1 else "")
-        steps(world, network, (3,), lambda _world, _network: None)
+    def build(mesh: Mesh) -> None:
+        network = Changing(what if mesh.device == 1 else "")
+        steps(mesh, network, (3,), lambda _mesh, _network: None)
 
     with pytest.raises(GraphMismatchError, match="differs between ranks"):
         run_threads(build, 2)
 
 
 def test_parameters_frozen_on_one_rank_only() -> None:
-    def build(world: World) -> None:
+    def build(mesh: Mesh) -> None:
         network = Changing()
-        network.a.requires_grad_(world.rank == 1)
-        steps(world, network, (3,), lambda _world, _network: None)
+        network.a.requires_grad_(mesh.device == 1)
+        steps(mesh, network, (3,), lambda _mesh, _network: None)
 
     with pytest.raises(GraphMismatchError, match="differs between ranks"):
         run_threads(build, 2)
 
 
 def test_an_input_that_was_not_announced() -> None:
-    def wrong(world: World) -> None:
+    def wrong(mesh: Mesh) -> None:
         network = Changing()
-        placement = place(record_for(network, shape=SHAPE, precision="float32", device="cpu"), (3,))
-        runner = PipelineRunner(network, placement, world=world)
+        runner, _ = runner_of(mesh, network, choices_of(mesh, (3,)), shape=SHAPE)
         runner.step([SHAPE], load=lambda m: torch.ones(2, 1, 9), loss=lambda m, out: loss_of(out))
 
     with pytest.raises(UserError, match=r"input of shape \(2, 1, 9\).*announced with \(2, 1, 8\)"):
@@ -105,5 +102,16 @@ def test_an_input_that_was_not_announced() -> None:
 
 
 def test_a_plan_for_another_number_of_processes() -> None:
-    with pytest.raises(ValueError, match="2 stages needs as many processes, there are 3"):
-        run_threads(steps, 3, Changing(), (3,), change_to(""))
+    def split(mesh: Mesh) -> None:
+        Meshes(mesh.world).of(replicas=2, devices=1)
+
+    words = r"2 replica\(s\) of 1 device\(s\), so 2 process\(es\), and there are 3: plan again with --devices 3"
+    with pytest.raises(UserError, match=words):
+        run_threads(split, 3)
+
+
+def test_more_replicas_than_micro_batches() -> None:
+    mesh = Mesh(None, replicas=3, devices=2)  # type: ignore[arg-type]
+    assert [list(mesh.share(8, replica)) for replica in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    with pytest.raises(UserError, match=r"3 replicas can't share 2 micro-batch\(es\): use more of them"):
+        mesh.share(2, 0)

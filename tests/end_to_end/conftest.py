@@ -50,11 +50,11 @@ def on_one(config: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def on_two(config: Path, folder: Path) -> Path:
-    """The run folder of the training on two devices."""
-    return train(config, folder / "on-two", devices=2)
+    """The run folder of the training on two devices that share the network."""
+    return train(config, folder / "on-two", "parallel.mode=pipeline", devices=2)
 
 
 @pytest.fixture(scope="session")
 def on_three(config: Path, folder: Path) -> Path:
-    """The run folder of the training on three devices."""
+    """The run folder of the training on three devices, as the planner likes: copies of the network, then stages."""
     return train(config, folder / "on-three", devices=3)

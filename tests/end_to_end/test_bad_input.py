@@ -143,9 +143,9 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too little memory": (
         {"parallel": {"devices": "2x10KiB"}},
-        r"curriculum\.0 \(patch 8\): .*does not fit: .*they have 10 KiB.*Use more devices",
+        r"curriculum\.0 \(patch 8\): .*does not fit: .*they have 10 KiB, 10 KiB.*What each change",
     ),
-    "too many devices": ({"parallel": {"devices": 500}}, "500 stages: .*at most [0-9]+ stages.*ask for fewer devices"),
+    "too many devices": ({"parallel": {"devices": 500}}, "500 devices: .*at most [0-9]+ stages.*ask for fewer devices"),
     "class of network": ({"network": {"name": "os.path.join"}}, "is a function, not a torch.nn.Module class"),
     "far too fine": (
         {"data": {"spacing": [1e-4, 1e-4, 1e-4]}},

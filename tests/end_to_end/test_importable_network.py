@@ -10,8 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from lampseg.config import load_config
 from lampseg.data import Dataset
-from tests.end_to_end.command import lampseg, losses, train
+from lampseg.networks import build_network
+from tests.end_to_end.command import lampseg, losses, metrics, train
+from tests.end_to_end.small import refused
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,6 +28,27 @@ DYN_UNET = {
         "deep_supervision": True,
         "deep_supr_num": 1,
     },
+}
+PLAIN_CONV_UNET = {
+    "name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "kwargs": {
+        "n_stages": 3,
+        "features_per_stage": [4, 6, 8],
+        "conv_op": "torch.nn.Conv3d",
+        "kernel_sizes": 3,
+        "strides": [1, 2, [2, 2, 1]],
+        "n_conv_per_stage": 1,
+        "n_conv_per_stage_decoder": 1,
+        "norm_op": "torch.nn.InstanceNorm3d",
+        "norm_op_kwargs": {"affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        "deep_supervision": True,
+    },
+}
+UNETR = {
+    "name": "monai.networks.nets.UNETR",
+    "kwargs": {"img_size": [48, 48, 48], "feature_size": 2, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
 }
 BASIC_UNET = {"name": "monai.networks.nets.BasicUNet", "kwargs": {"spatial_dims": 3, "features": [4, 4, 8, 8, 16, 4]}}
 SHORT = ("curriculum.0.steps=2", "curriculum.1.steps=2", "curriculum.2.steps=2")
@@ -112,3 +136,45 @@ def test_plan_as_json(dyn_unet: Path, run: Path, capsys: pytest.CaptureFixture[s
     assert len(planned) == 3
     assert planned[:2] == recorded[:2]
     assert [stage["index"] for stage in planned[2]["stages"]] == [0, 1]
+
+
+def test_nnunets_network_on_two_devices(config: Path, folder: Path, phantom: Dataset) -> None:
+    """Its decoder holds its encoder, and every convolution has two names: each is trained, kept and saved once."""
+    path = with_network(config, folder, PLAIN_CONV_UNET)
+    steps = ("curriculum.0.steps=2", "curriculum.1.steps=1", "curriculum.2.steps=1")
+    alone = train(path, folder / "plain-conv-unet-on-one", *steps, devices=1)
+    two = train(path, folder / "plain-conv-unet", *steps, devices=2)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
+    assert len(losses(two)) == 4
+    weights = load_file(two / "checkpoints" / "stage-3.safetensors")
+    assert weights.keys() == load_file(alone / "checkpoints" / "stage-3.safetensors").keys()
+    network = build_network(load_config(path).network, in_channels=1, out_channels=len(phantom.classes))
+    network.load_state_dict(weights)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    for plan in json.loads((two / "plan.json").read_text())["plans"]:
+        assert sum(stage["parameters"] for stage in plan["stages"]) == parameters
+
+
+def test_a_network_of_one_size(config: Path, folder: Path, phantom: Dataset) -> None:
+    """A UNETR takes volumes of its img_size: it trains on such patches, and segments whole volumes in such windows."""
+    tree = yaml.safe_load(with_network(config, folder, UNETR).read_text())
+    tree["curriculum"] = [{"patch": 48, "batch": 1, "steps": 2}]
+    path = folder / "unetr.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    run = train(path, folder / "unetr", devices=2)
+    assert len(losses(run)) == 2
+    assert [record["validation"] for record in metrics(run) if "validation" in record] != []
+    out = folder / "unetr-predicted"
+    lampseg("predict", "--run", run, "--out", out, "--devices", "1", phantom.test[0].image)
+    assert nib.load(out / phantom.test[0].image.name).shape == nib.load(phantom.test[0].image).shape
+
+
+def test_a_network_of_one_size_has_no_other_patch(
+    config: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load(with_network(config, folder, UNETR).read_text())
+    tree["curriculum"] = [{"patch": 48, "steps": 2}, {"patch": "whole", "steps": 1}]
+    path = folder / "unetr-whole.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    said = refused(capsys, "plan", path)
+    assert "curriculum.1.patch: whole is not possible, the network only takes volumes of [48, 48, 48] voxels" in said

@@ -47,6 +47,13 @@ def test_one_two_and_three_devices_give_the_same_losses(on_one: Path, on_two: Pa
     assert len({round(loss, 6) for loss in losses(on_one)}) > 15, "the losses do not move"
 
 
+def test_the_planner_chose_copies_for_patches_and_stages_for_volumes(on_three: Path) -> None:
+    plans = plans_from_json((on_three / "plan.json").read_text())
+    meshes = [(plan.choices.replicas, plan.choices.devices) for plan in plans]
+    assert meshes[0] == (3, 1)
+    assert meshes[2] == (1, 3)
+
+
 def test_validations_agree(on_one: Path, on_two: Path, on_three: Path) -> None:
     expected = [record for record in metrics(on_one) if "validation" in record]
     assert [record["step"] for record in expected] == [8, 15, 20]
@@ -136,8 +143,8 @@ def test_the_tensors_take_what_the_plan_predicted(on_two: Path, config: Path, fo
 def test_float64_with_batch_norm_agrees_whatever_schedule_and_recomputation(config: Path, folder: Path) -> None:
     """To 1e-9, running statistics included: recomputation must not update them twice."""
     reference = train(config, folder / "float64", *FLOAT64, devices=1)
-    for schedule, recompute in (("gpipe", "all"), ("1f1b", "all_but_last")):
-        options = (f"parallel.schedule={schedule}", f"parallel.recompute={recompute}")
+    for schedule, recompute in (("gpipe", "all"), ("1f1b", "all_but_last"), ("v", "none")):
+        options = ("parallel.mode=pipeline", f"parallel.schedule={schedule}", f"parallel.recompute={recompute}")
         run = train(config, folder / f"{schedule}-{recompute}", *FLOAT64, *options, devices=2)
         assert losses(run) == pytest.approx(losses(reference), rel=1e-9)
         assert largest_difference(reference, run) < 1e-9
@@ -153,7 +160,12 @@ def test_torchrun_gives_a_world_that_is_joined(config: Path, folder: Path, on_tw
     """
     run = folder / "torchrun"
     torchrun = (*TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "lampseg", "--")
-    overrides = ("curriculum.1.steps=2", "curriculum.2.steps=1", f"data.cache={folder / 'torchrun-cache'}")
+    overrides = (
+        "parallel.mode=pipeline",
+        "curriculum.1.steps=2",
+        "curriculum.2.steps=1",
+        f"data.cache={folder / 'torchrun-cache'}",
+    )
     succeed((*torchrun, "train", config, "--run", run, *overrides), folder=folder / "torchrun.log")
     assert len(losses(run)) == 11
     assert losses(run)[:10] == pytest.approx(losses(on_two)[:10], rel=1e-6)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet
 from monai.networks.nets import UNet as MonaiUNet
@@ -18,9 +19,10 @@ from lampseg.networks import SEUNet, UNet
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline import PipelineRunner, places_of, runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.partition import Graph, Training, make_plan, place, planner, record_for
+from lampseg.partition import Graph, costed, place
 from lampseg.partition.plan import Choices, Recompute
 from lampseg.partition.schedule import Pace, Schedule
+from tests.equivalence.remembered import graphs, planned_once, plans, recorded_once
 from tests.ranks import sub_mesh
 
 CLASSES = 3
@@ -44,14 +46,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "segresnet": lambda: SegResNet(3, 8, 1, CLASSES, blocks_down=(1, 1), blocks_up=(1,)),
     "attention-unet": lambda: AttentionUnet(3, 1, CLASSES, (4, 8, 8), (2, 2)),
 }
-FULL = ("unet", "seunet", "dynunet-deep", "basicunet")
-"""These run by every schedule, recompute and arrangement."""
-BRIEF = ("unet-instance", "dynunet", "basicunet-batch")
-"""These by a few of each."""
-EVEN = ((1, 1, 8, 16, 8),) * 4
-MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8), (1, 1, 16, 8, 24))
-# BasicUNet halves four times and pads odd sizes itself, so that its operations differ between these shapes.
-ODD = ((1, 1, 33, 19, 16), (1, 1, 18, 32, 17), (2, 1, 16, 33, 16), (1, 1, 37, 16, 17), (1, 1, 16, 18, 32))
 MESHES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (3, 1), (4, 1), (2, 2))
 """Replicas and devices of each: as many processes as their product."""
 
@@ -150,27 +144,36 @@ def split_of(case: Case, network: nn.Module, graph: Graph) -> tuple[Choices, Pac
         cuts = tuple(sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1)))
     else:
         shape = case.planned_on or case.shapes[0]
-        plan = make_plan(
-            network, shape=shape, stages=case.stages, training=Training(len(case.shapes)), precision=case.precision
-        )
+        plan = planned_once(network, shape=shape, devices=case.stages, precision=case.precision)
         cuts, pace = plan.cuts, plan.pace
     recompute = tuple(itertools.islice(itertools.cycle(case.recompute), case.stages))
     return Choices(case.devices, case.replicas, len(case.shapes), case.schedule, cuts, recompute), pace
 
 
-_graphs: dict[Any, Graph] = {}
-
-
-def recorded_once(network: nn.Module, **options: Any) -> Graph:
-    """`record_for`, remembered: most cases record what others did already, and it takes longer than the run."""
-    parameters = [(name, p.dtype, p.requires_grad) for name, p in network.named_parameters()]
-    # What its printed form does not show, such as whether it returns the outputs for deep supervision.
-    kinds = bool | int | float | str | tuple
-    settings = [(key, value) for m in network.modules() for key, value in vars(m).items() if isinstance(value, kinds)]
-    key = (repr(network), str(parameters), str(settings), str(options))
-    if key not in _graphs:
-        _graphs[key] = record_for(network, **options)
-    return _graphs[key]
+def prepare(rank: int, size: int, cases: Sequence[Case]) -> None:
+    """Every rank records and plans its share of the cases, for all."""
+    runner.record_for = costed.record_for = recorded_once
+    alike = {(c.network, c.precision, c.frozen): c for c in cases}
+    for number, case in enumerate(alike.values()):
+        if number % size == rank:
+            network = build(case)
+            same = [
+                c for c in cases if (c.network, c.precision, c.frozen) == (case.network, case.precision, case.frozen)
+            ]
+            options: dict[str, Any] = {"precision": case.precision, "device": "cpu"}
+            shapes = dict.fromkeys(shape for c in same for shape in c.shapes)
+            for shape in shapes | dict.fromkeys(c.planned_on for c in same if c.planned_on):
+                recorded_once(network.train(), shape=shape, **options)
+            for c in same:
+                split_of(c, network, recorded_once(network, shape=c.planned_on or c.shapes[0], **options))
+            network.eval()
+            for shape in shapes:
+                recorded_once(network, shape=shape, gradients=False, **options)
+    for known in (graphs, plans):
+        everyones: list[Any] = [None] * size
+        dist.all_gather_object(everyones, known)
+        for found in everyones:
+            known.update(found)
 
 
 def split(mesh: Mesh, case: Case) -> dict[str, Any]:
@@ -226,103 +229,5 @@ def merged(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any] | None]:
     """On each rank: every case that it has a part in."""
     meshes = {shape: sub_mesh(*shape) for shape in MESHES}
-    runner.record_for = planner.record_for = recorded_once
+    prepare(rank, 4, cases)
     return [split(mesh, case) if (mesh := meshes[case.mesh]) is not None else None for case in cases]
-
-
-RECOMPUTE: tuple[tuple[Recompute, ...], ...] = (("none",), ("all",), ("all_but_last",), ("none", "all"))
-SCHEDULES: tuple[Schedule, ...] = ("gpipe", "1f1b", "interleaved", "v")
-
-
-def shapes_of(name: str) -> tuple[tuple[int, ...], ...]:
-    return ODD if name.startswith("basicunet") else MIXED
-
-
-def full_cases(name: str) -> list[Case]:
-    """Every schedule with every recompute, on every mesh and with 2 to 5 micro-batches in turn."""
-    shapes = shapes_of(name)
-    turn = FULL.index(name)
-    cases = []
-    for n, (schedule, recompute) in enumerate(itertools.product(SCHEDULES, RECOMPUTE)):
-        # Odd steps: each schedule meets other numbers in each network.
-        replicas, devices = ((1, 2), (1, 3), (1, 4), (2, 2))[(n + n // 4 + turn) % 4]
-        count = 2 + (n + n // 4 * 3 + turn) % 4
-        each = 3 if schedule == "interleaved" and devices == 2 else 2
-        cases.append(Case(name, devices, shapes[:count], schedule, recompute, replicas, each))
-    cases += [
-        Case(name, 1, shapes[:5], "1f1b", ("none",), 2),
-        Case(name, 1, shapes[:4], "v", ("all", "none"), 3),
-        Case(name, 1, shapes[:3], "gpipe", ("all",)),
-        Case(name, 1, shapes[:2], "interleaved", ("none", "all", "all_but_last"), each=3),
-        Case(name, 4, shapes[:1]),
-    ]
-    return cases
-
-
-def brief_cases(name: str) -> list[Case]:
-    shapes = shapes_of(name)
-    return [
-        Case(name, 4, shapes[:4], "gpipe", ("all_but_last",)),
-        Case(name, 3, shapes[:3], "1f1b", ("none",)),
-        Case(name, 2, shapes[:4], "v", ("none", "all")),
-        Case(name, 2, shapes[:5], "interleaved", ("all",), 2),
-    ]
-
-
-def special_cases() -> list[Case]:
-    shapes: dict[str, Any] = {"shapes": MIXED[:4]}
-    mixed: tuple[Recompute, ...] = ("none", "all", "all_but_last")
-    return [
-        # BatchNorm: more rounds, so that the joined statistics are where the next step begins.
-        Case("unet", 4, schedule="gpipe", recompute=("all_but_last",), rounds=2, **shapes),
-        Case("unet", 2, MIXED[:5], "v", mixed, 2, rounds=3),
-        Case("unet", 1, MIXED[:5], replicas=4, rounds=2),
-        Case("basicunet-batch", 2, ODD[:3], "1f1b", ("all_but_last",), 2, rounds=2),
-        # A plan made for one shape, used for others; with other operations too.
-        Case("seunet", 3, planned_on=(1, 1, 32, 32, 32), **shapes),
-        Case("basicunet", 2, ODD[:2], "v", planned_on=(1, 1, 32, 32, 32)),
-        # No gradient for the encoder: nothing comes back to the stages that hold it.
-        Case("unet", 2, frozen="encoders", **shapes),
-        Case("unet", 4, frozen="encoders", schedule="v", recompute=("all",), **shapes),
-        Case("unet", 2, frozen="encoders", schedule="interleaved", recompute=mixed, replicas=2, **shapes),
-        *(Case(name, k, EVEN[:2], way) for name in ("monai-unet", "segresnet", "attention-unet") for k, way in TWICE),
-        # Cuts where no planner would put them; with four stages and more, skips pass over others.
-        *(
-            Case(name, k, MIXED[:3], schedule, recompute, cut_seed=seed)
-            for seed, (name, k, (schedule, recompute)) in enumerate(
-                itertools.product(
-                    ("unet", "dynunet-deep", "attention-unet"),
-                    (2, 4),
-                    (("gpipe", ("all",)), ("interleaved", mixed), ("v", mixed)),
-                )
-            )
-        ),
-        Case("unet", 3, precision="float32", **shapes),
-    ]
-
-
-TWICE: tuple[tuple[int, Schedule], ...] = ((2, "v"), (4, "1f1b"))
-
-
-def dropout_cases() -> list[Case]:
-    """The first is the reference: our own run on one device."""
-    name = "basicunet-dropout"
-    return [
-        Case(name, 1, ODD[:3]),
-        Case(name, 4, ODD[:3], recompute=("all",)),
-        Case(name, 2, ODD[:3], "v", ("all_but_last", "none")),
-        Case(name, 2, ODD[:3], "interleaved", ("all", "none"), 2),
-        Case(name, 1, ODD[:3], recompute=("all",), replicas=3),
-    ]
-
-
-def bfloat16_cases() -> list[Case]:
-    return [Case("unet", 1, EVEN[:2], precision="bfloat16"), Case("unet", 2, EVEN[:2], "v", precision="bfloat16")]
-
-
-EXACT = [
-    *(case for name in FULL for case in full_cases(name)),
-    *(case for name in BRIEF for case in brief_cases(name)),
-    *special_cases(),
-]
-CASES = [*EXACT, *dropout_cases(), *bfloat16_cases()]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from lampseg.parallel.pipeline import runner
 from lampseg.parallel.state import hold, named_state, owners_of
-from lampseg.partition import Graph, Plan, make_plan, place, planner
+from lampseg.partition import Graph, Plan, costed, place
 from lampseg.training.checkpoint import by_first_name, check_fits, with_all_names
-from tests.equivalence import one_stage
+from tests.equivalence import one_device
 from tests.equivalence.any_network import NETWORKS, RANDOM, build, inputs, without_dropout
-from tests.equivalence.cases import recorded_once
-from tests.equivalence.one_stage import assert_same, run_stage, run_whole, together
+from tests.equivalence.one_device import assert_same, run_device, run_whole, together
+from tests.equivalence.remembered import planned_once, recorded_once
 from tests.equivalence.threads import Messages, run_threads
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(autouse=True)
 def _recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages are threads here: each would record the same again."""
-    for module in (runner, planner, one_stage):
+    for module in (runner, costed, one_device):
         monkeypatch.setattr(module, "record_for", recorded_once)
 
 
@@ -35,7 +35,7 @@ def graph_of(network: nn.Module, x: Tensor) -> Graph:
 
 
 def plan_of(network: nn.Module, x: Tensor, stages: int) -> Plan:
-    return make_plan(network, shape=tuple(x.shape), stages=stages, precision="float64")
+    return planned_once(network, shape=tuple(x.shape), devices=stages, precision="float64")
 
 
 def planned(network: nn.Module, x: Tensor, stages: int) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def test_equals_one_process(name: str) -> None:
     assert len(expected["losses"]) == len(data) > 1
     for stages, choose, *way in WAYS[:2] if name in SLOW else WAYS:
         cuts = choose(network, data[0], stages)
-        found = run_threads(run_stage, stages, network, cuts, data, *way, 1)
+        found = run_threads(run_device, stages, network, cuts, data, *way, None, None, 1)
         assert_same(together(found), expected, label=f"cuts {cuts}, {way}")
 
 
@@ -74,9 +74,9 @@ def test_equals_one_process(name: str) -> None:
 def test_dropout_does_not_depend_on_the_split(name: str) -> None:
     """Neither that of elements, of channels, of attention weights, nor of whole paths."""
     network, data = build(name, **RANDOM[name]), inputs(name)[:1]
-    alone = together(run_threads(run_stage, 1, network, (), data, "1f1b", "none", 0))
+    alone = together(run_threads(run_device, 1, network, (), data, "1f1b", "none", None, None, 0))
     cuts = drawn(network, data[0], 4)
-    four = together(run_threads(run_stage, 4, network, cuts, data, "gpipe", "all", 0))
+    four = together(run_threads(run_device, 4, network, cuts, data, "gpipe", "all", None, None, 0))
     assert_same(four, alone, label=f"cuts {cuts}")
     without = run_whole(without_dropout(build(name, **RANDOM[name])), data, predicted=0)
     assert alone["losses"] != pytest.approx(without["losses"], rel=1e-6), "nothing was dropped"
@@ -147,7 +147,7 @@ def test_swin_masks_travel_when_they_are_complete() -> None:
     # The mask is made on a stage that has no x, leaves it half finished, and passes a stage that only reads it.
     cuts = (made, writes[-1] + 1, second_block)
     messages: Messages = {}
-    found = run_threads(run_stage, 4, network, cuts, data, "1f1b", "all", 0, messages=messages)
+    found = run_threads(run_device, 4, network, cuts, data, "1f1b", "all", None, None, 0, messages=messages)
     assert_same(together(found), run_whole(network, data, predicted=0), label=f"cuts {cuts}")
 
     half_finished = messages["forward", 1, 2][0]

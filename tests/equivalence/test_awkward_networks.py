@@ -13,8 +13,8 @@ from lampseg.parallel.pipeline import runner
 from lampseg.partition import record_for
 from tests.equivalence import awkward, awkward_state, one_device
 from tests.equivalence.awkward import ThreeConvolutions
-from tests.equivalence.cases import recorded_once
 from tests.equivalence.one_device import assert_same, run_device, run_whole, together
+from tests.equivalence.remembered import recorded_once
 from tests.equivalence.threads import run_threads
 
 RANDOM = (awkward_state.RandomNumbers, awkward_state.DropoutThenInPlace, awkward_state.Attention)

@@ -7,20 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.equivalence.cases import (
+from tests.equivalence.case_lists import (
     BRIEF,
     EXACT,
     FULL,
     RECOMPUTE,
     SCHEDULES,
-    Case,
     bfloat16_cases,
     dropout_cases,
     full_cases,
-    one_device,
 )
+from tests.equivalence.cases import Case, one_device
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for all cases
+pytestmark = pytest.mark.timeout(420)  # the first test waits for all cases
 Results = dict[Case, dict[str, Any]]
 # float32: the split adds the same numbers, but a value's gradients from two stages in another order.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-5}

@@ -7,6 +7,7 @@ time (the baton), so that torch's one default generator is not shared by two at 
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ PATIENCE = 60.0
 """Seconds without any progress after which a device gives up waiting."""
 
 Messages = dict[tuple[str, int, int], list[Tensor]]
-"""What was sent, in order, by (forward or backward, source, target)."""
+"""Copies of what was sent, in order, by (forward or backward, source, target)."""
 
 
 class Deadlock(AssertionError):
@@ -35,16 +36,21 @@ class Deadlock(AssertionError):
 class _Line:
     """The messages of one group from one rank to another."""
 
-    sent: list[Tensor] = field(default_factory=list)
-    posted: list[Tensor] = field(default_factory=list)
+    sent: int = 0
+    posted: int = 0
     done: int = 0
+    leaving: deque[Tensor] = field(default_factory=deque)
+    arriving: deque[Tensor] = field(default_factory=deque)
+    copies: list[Tensor] | None = None
 
     def match(self) -> None:
-        while self.done < min(len(self.sent), len(self.posted)):
-            tensor, buffer = self.sent[self.done], self.posted[self.done]
+        while self.leaving and self.arriving:
+            tensor, buffer = self.leaving.popleft(), self.arriving.popleft()
             assert (tensor.shape, tensor.dtype) == (buffer.shape, buffer.dtype), f"{tensor.shape} for {buffer.shape}"
             buffer.copy_(tensor)
             self.done += 1
+            if self.copies is not None:
+                self.copies.append(buffer.clone())
 
 
 @dataclass
@@ -52,6 +58,7 @@ class _Post:
     """What all devices share."""
 
     size: int
+    messages: Messages | None
     lines: dict[tuple[str, int, int], _Line] = field(default_factory=dict)
     items: dict[int, list[Any]] = field(default_factory=dict)
     baton: threading.Condition = field(default_factory=threading.Condition)
@@ -59,6 +66,11 @@ class _Post:
     rank: threading.local = field(default_factory=threading.local)
     waiting: dict[int, tuple[Callable[[], bool], str]] = field(default_factory=dict)
     """What each rank waits for that waits; one that has ended waits for nothing any more."""
+
+    def line(self, key: tuple[str, int, int]) -> _Line:
+        if key not in self.lines:
+            self.lines[key] = _Line(copies=None if self.messages is None else self.messages.setdefault(key, []))
+        return self.lines[key]
 
     def wait_for(self, arrived: Callable[[], bool], what: str) -> None:
         rank = self.rank.number
@@ -100,15 +112,17 @@ class ThreadWorld(World):
 def _queues_for_gloo(post: _Post) -> Iterator[None]:
     def isend(tensor: Tensor, target: int, *, group: str) -> Any:
         key = (group, post.rank.number, target)
-        line = post.lines.setdefault(key, _Line())
-        line.sent.append(tensor)
-        return promise(line, len(line.sent), f"send {len(line.sent)} of {key} to be received")
+        line = post.line(key)
+        line.sent += 1
+        line.leaving.append(tensor)
+        return promise(line, line.sent, f"send {line.sent} of {key} to be received")
 
     def irecv(buffer: Tensor, source: int, *, group: str) -> Any:
         key = (group, source, post.rank.number)
-        line = post.lines.setdefault(key, _Line())
-        line.posted.append(buffer)
-        return promise(line, len(line.posted), f"message {len(line.posted)} of {key}")
+        line = post.line(key)
+        line.posted += 1
+        line.arriving.append(buffer)
+        return promise(line, line.posted, f"message {line.posted} of {key}")
 
     def promise(line: _Line, number: int, what: str) -> Any:
         line.match()
@@ -128,7 +142,7 @@ def run_threads(function: Callable[..., Any], size: int, *args: Any, messages: M
 
     The mesh is one replica of `size` devices. What they sent to each other is noted in `messages`.
     """
-    post = _Post(size)
+    post = _Post(size, messages)
     results: list[Any] = [None] * size
     channels = Channels(*cast(Any, ("forward", "forward", "backward", "backward")))
 
@@ -153,8 +167,6 @@ def run_threads(function: Callable[..., Any], size: int, *args: Any, messages: M
             thread.join()
     if post.failed:
         raise post.failed[0]
-    unmatched = {key: line for key, line in post.lines.items() if not len(line.sent) == len(line.posted) == line.done}
+    unmatched = {key: line for key, line in post.lines.items() if not line.sent == line.posted == line.done}
     assert not unmatched, f"messages without an end: {unmatched}"
-    if messages is not None:
-        messages.update({key: line.sent for key, line in post.lines.items()})
     return results

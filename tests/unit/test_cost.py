@@ -7,10 +7,11 @@ from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from lampseg.networks import SEUNet, UNet
-from lampseg.partition import Graph, Training, record
-from lampseg.partition.cost import SPEEDS, IntervalCosts, in_flight
+from lampseg.partition import Graph, record
+from lampseg.partition.cost import IntervalCosts, Rates, Regime
 from lampseg.partition.graph import INPUT
-from lampseg.partition.planner import costs_of
+from lampseg.partition.kernel import Kernel
+from lampseg.partition.tally import Tally
 
 
 class ByHand(nn.Module):
@@ -28,8 +29,11 @@ class ByHand(nn.Module):
 
 
 def graph_of(network: nn.Module, shape: tuple[int, ...]) -> tuple[Graph, IntervalCosts]:
-    graph = record(network, shape=shape)
-    return graph, costs_of(graph, network, device="cpu")
+    graph = record(network, shape=shape, backward=True)
+    parameters = dict(network.named_parameters())
+    state = {name: t.numel() * t.element_size() for name, t in (*parameters.items(), *network.named_buffers())}
+    trainable = frozenset(name for name, parameter in parameters.items() if parameter.requires_grad)
+    return graph, IntervalCosts(graph, state_bytes=state, trainable=trainable, rates=RATES)
 
 
 def test_bytes_by_hand() -> None:
@@ -48,34 +52,56 @@ def test_bytes_by_hand() -> None:
     assert costs.flops[0, 1] == 2 * 16 * 2 * 2 * 2  # forward, and the weight's gradient
 
 
+RATES = Rates(
+    kernel=lambda kernel: kernel.flops / 1e3 + kernel.nbytes,
+    workspace=lambda kernel: 0.0 if kernel.kind != "convolution" else 7.0,
+    transfer=lambda nbytes: 5.0 + nbytes / 10,
+)
+
+
 def test_time_by_hand() -> None:
     _, costs = graph_of(ByHand(), (1, 2, 4, 4))
-    speed = SPEEDS["cpu"]
-    # multiply and read b's result and y, write; no FLOPs are counted for it
-    moved = 3 * 128
-    assert costs.forward[2, 3] == pytest.approx(moved / speed.bytes_per_second)
-    assert costs.backward[2, 3] == pytest.approx(2 * moved / speed.bytes_per_second)
+    # Multiply: read b's result and y, write; no FLOPs are counted for it.
+    assert costs.forward[2, 3] == pytest.approx(3 * 128)
+    # b: its input, weight and output.
     flops, moved = 2 * 16 * 2, 64 + 8 + 128
-    assert costs.forward[1, 2] == pytest.approx(flops / speed.flops_per_second + moved / speed.bytes_per_second)
-    none, again = costs.seconds(Training(recompute="none")), costs.seconds(Training(recompute="all"))
+    assert costs.forward[1, 2] == pytest.approx(flops / 1e3 + moved)
+    # Its backward: gradient of the output, input and weight, and the gradients of both.
+    assert costs.backward[1, 2] == pytest.approx(2 * flops / 1e3 + 128 + 2 * (64 + 8))
+    none, again = costs.seconds(again=False), costs.seconds(again=True)
     assert again[1, 2] - none[1, 2] == pytest.approx(costs.forward[1, 2])
+    # z and, for the product, y and b's result: a message each.
+    assert costs.transfer[1, 2] == pytest.approx(5.0 + 64 / 10)
+    assert costs.transfer[2, 3] == pytest.approx(2 * 5.0 + 2 * 128 / 10)
 
 
 def test_peak_by_hand() -> None:
-    _, costs = graph_of(ByHand(), (1, 2, 4, 4))
+    graph, costs = graph_of(ByHand(), (1, 2, 4, 4))
     span, state = (1, 3), 8  # b's weight: the parameter, its gradient, one number of the optimizer for each
-    fixed = 3 * state + costs.received[span] + 2 * 128
-    for schedule, held in (("gpipe", 6), ("1f1b", 1)):
-        peak = costs.peak_bytes(Training(6, schedule), stage=1, stages=2)  # type: ignore[arg-type]
-        assert peak[span] == fixed + held * costs.saved[span]
-    peak = costs.peak_bytes(Training(6, "gpipe", "all"), stage=1, stages=2)
-    assert peak[span] == fixed + 6 * costs.received[span] + costs.saved[span]
+    extras = [max(op.forward_extra, op.backward_extra) for op in graph.operations]
+    # Walking through: what is saved up to b, or up to the product, and what each needs beside.
+    walk = max(costs.saved[1, 2] + extras[3], costs.saved[1, 3] + extras[4])
+    assert costs.walk[span] == walk
+    regime = Regime(6, (6,))
+    for held in (1, 6):
+        peak = costs.peak_bytes(regime, held=held, again=False)
+        assert peak[span] == 3 * state + (held - 1) * costs.saved[span] + walk + costs.received[span] + 7
+    peak = costs.peak_bytes(regime, held=6, again=True)
+    assert peak[span] == 3 * state + 6 * costs.received[span] + walk + costs.received[span] + 7
 
 
-def test_in_flight() -> None:
-    assert [in_flight("1f1b", stage=k, stages=3, micro_batches=8) for k in range(3)] == [3, 2, 1]
-    assert [in_flight("1f1b", stage=k, stages=3, micro_batches=2) for k in range(3)] == [2, 2, 1]
-    assert [in_flight("gpipe", stage=k, stages=3, micro_batches=8) for k in range(3)] == [8, 8, 8]
+def test_the_loss_is_part_of_the_last_operation() -> None:
+    graph, without = graph_of(ByHand(), (1, 2, 4, 4))
+    loss = Tally((Kernel("exp", "pointwise", 0.0, 100),), (Kernel("mul", "pointwise", 0.0, 300),), 1000, 5000)
+    network = ByHand()
+    state = {name: t.numel() * t.element_size() for name, t in network.named_parameters()}
+    costs = IntervalCosts(graph, state_bytes=state, trainable=frozenset(state), rates=RATES, loss=loss)
+    assert costs.forward[2, 3] - without.forward[2, 3] == pytest.approx(100)
+    assert costs.backward[0, 3] - without.backward[0, 3] == pytest.approx(300)
+    assert costs.saved[1, 3] - without.saved[1, 3] == 1000
+    assert costs.walk[1, 3] == costs.saved[1, 3] + 5000
+    for name in ("forward", "backward", "saved", "walk"):
+        assert (getattr(costs, name)[:, :3] == getattr(without, name)[:, :3]).all(), name
 
 
 def test_frozen_parameters_have_no_gradient() -> None:
@@ -120,8 +146,12 @@ def test_tables_equal_naive_sets(network: nn.Module, shape: tuple[int, ...]) -> 
             received = {v for v in reads if v[0] < ends[i] and not (v[0] == INPUT and i == 0)}
             assert costs.received[i, j] == sum(graph.values[value].nbytes for value in received)
             assert costs.flops[i, j] == pytest.approx(sum(op.flops + op.backward_flops for op in inside))
-            largest = max((out.value.nbytes for op in inside for out in op.outputs), default=0)
-            assert costs.workspace[i, j] == largest
+            before, walk = 0, 0
+            for op in inside:  # at the granularity of positions: what is saved by then, and the largest extra there
+                end = next(e for e in ends[1:] if e > op.index)
+                before = sum(s.nbytes for s in graph.saved if any(k in range(ends[i], end) for k in s.savers))
+                walk = max(walk, before + max(op.forward_extra, op.backward_extra))
+            assert costs.walk[i, j] == walk
 
 
 def test_saved_bytes_grow_with_the_volume_only() -> None:

@@ -245,3 +245,18 @@ def test_workspace_of_the_slow_path_is_its_unfolded_input() -> None:
     assert hardware.workspace_bytes(replace(slow, taps=1)) == 0
     assert hardware.workspace_bytes(MOVED) == 0
     assert preset("h100", kind="cuda").workspace_bytes(slow) == slow.nbytes
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "side", "forward", "backward"),
+    [(8, 8, 64, 16, 24), (16, 16, 64, 16, 32), (16, 32, 64, 32, 48), (32, 8, 64, 40, 48), (4, 10, 96, 54, 94.5)],
+)
+def test_workspace_with_onednn(inputs: int, outputs: int, side: int, forward: float, backward: float) -> None:
+    """The figures (MiB) are what PyTorch's memory profiler shows for such calls beside their results (torch 2.13)."""
+    voxels, weight = side**3, 27 * inputs * outputs
+    x, y, w = 4 * voxels * inputs, 4 * voxels * outputs, 4 * weight
+    call = Kernel("convolution", "convolution", 1.0, x + y + w, (inputs, outputs), voxels, 27)
+    back = replace(call, name="convolution_backward", nbytes=2 * x + y + 2 * w, backward=True)
+    hardware = cpu_core(1)
+    assert hardware.workspace_bytes(call) / 2**20 == pytest.approx(forward, rel=0.01)
+    assert hardware.workspace_bytes(back) / 2**20 == pytest.approx(backward, rel=0.01)

@@ -63,7 +63,7 @@ def test_no_cut_before_an_in_place_update() -> None:
 )
 def test_parameters_keep_their_stage(network: nn.Module, shapes: list[tuple[int, ...]]) -> None:
     network.train()
-    planned = place(record(network, shape=SHAPE), make_plan(network, shape=SHAPE, stages=3).cuts)
+    planned = place(record(network, shape=SHAPE), make_plan(network, shape=SHAPE, devices=3).cuts)
     for mode in (True, False):
         network.train(mode)
         for shape in [SHAPE, *shapes]:

@@ -49,7 +49,8 @@ def demo_config(data: Path, *, scale: Scale, devices: int | str) -> Config:
                 {"patch": PATCHES[1], "batch": 8, "micro_batches": 4, "steps": medium, "lr": 1e-3},
                 {"patch": "whole", "batch": 2, "steps": whole, "lr": 5e-4},
             ],
-            "parallel": {"devices": devices},
+            # The paper's way; left to choose, the planner would give each device a copy of so small a network.
+            "parallel": {"devices": devices, "mode": "pipeline"},
         },
         source="demo",
     )

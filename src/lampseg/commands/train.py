@@ -13,17 +13,18 @@ from torch import nn
 from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
 from lampseg.data import read_dataset
-from lampseg.errors import UserError
+from lampseg.errors import OutOfMemory, UserError
 from lampseg.evaluation import plan_lines, write_report
 from lampseg.evaluation.tables import write_text
 from lampseg.machine import threads_per_process
 from lampseg.networks import on_meta
 from lampseg.parallel.devices import Devices, Kind, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher
-from lampseg.parallel.world import World, membership
+from lampseg.parallel.world import World, keep_to_stated_memory, membership
 from lampseg.partition import Plan, plans_from_json, plans_to_json
 from lampseg.partition.show import plan_paragraph
 from lampseg.training.job import Job, largest_volume, padded_stages, prepare_job, smallest_volume
+from lampseg.training.out_of_memory import RECORD, learnt, read_shortage
 from lampseg.training.plans import Subject, hardware_of, make_plans, plans_given
 from lampseg.training.trainer import Trainer
 
@@ -42,6 +43,7 @@ def train(config: Config, *, run: Path, resume: bool = False, plan: Path | None 
 
     Raises:
         UserError: anything wrong with the data, the configuration or the folder; nothing has been trained then.
+        OutOfMemory: a device ran out of memory, twice, or no plan needs less; the last checkpoint is unharmed.
         WorkerError: a process failed; the last checkpoint is unharmed.
     """
     if is_worker():
@@ -49,9 +51,22 @@ def train(config: Config, *, run: Path, resume: bool = False, plan: Path | None 
         return
     devices = parse_devices(config.parallel.devices)
     console = Console()
-    _, plans = _prepare(config, run=run, devices=devices, resume=resume, plan=plan, console=console)
-    for number, made in enumerate(plans, start=1):
-        console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)
+    _prepare(config, run=run, devices=devices, resume=resume, plan=plan, console=console)
+    try:
+        _execute(config, run=run, devices=devices, resume=resume)
+    except OutOfMemory as error:
+        shortage = read_shortage(run)
+        if not config.parallel.replan or plan is not None or shortage is None or shortage.during != "training":
+            raise
+        console.print(f"{error}. Planning again with a margin", markup=False, highlight=False, soft_wrap=True)
+        less, margin = learnt(shortage, devices)
+        _prepare(config, run=run, devices=less, resume=True, plan=None, console=console, margin=margin)
+        _execute(config, run=run, devices=devices, resume=True)
+
+
+def _execute(config: Config, *, run: Path, devices: Devices, resume: bool) -> None:
+    """Runs the prepared plans, on processes of their own if there are several devices."""
+    (run / RECORD).unlink(missing_ok=True)
     if devices.count > 1:
         flags = ["--resume"] if resume else []
         launch(["train", str(run / "config.yaml"), "--run", str(run), *flags], processes=devices.count)
@@ -62,7 +77,14 @@ def train(config: Config, *, run: Path, resume: bool = False, plan: Path | None 
 
 
 def _prepare(
-    config: Config, *, run: Path, devices: Devices, resume: bool, plan: Path | None, console: Console | None
+    config: Config,
+    *,
+    run: Path,
+    devices: Devices,
+    resume: bool,
+    plan: Path | None,
+    console: Console | None,
+    margin: float = 1.0,
 ) -> tuple[Job, tuple[Plan, ...]]:
     """Everything that can be refused is refused here, before the first process starts."""
     check_optimizer(config)
@@ -75,13 +97,16 @@ def _prepare(
         for name in job.unseen:
             console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
     network = on_meta(job.build)
-    plans = _plans(job, network, devices=devices, given=plan)
+    plans = _plans(job, network, devices=devices, given=plan, margin=margin)
     begin_run(run, config, Task(job.classes, job.stride, job.window))
     write_text(run / "plan.json", plans_to_json(plans))
+    if console is not None:
+        for number, made in enumerate(plans, start=1):
+            console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)
     return job, plans
 
 
-def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None) -> tuple[Plan, ...]:
+def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None, margin: float) -> tuple[Plan, ...]:
     config = job.config
     hardware = hardware_of(config, devices)
     subject = Subject(
@@ -95,8 +120,8 @@ def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None
         padded=padded_stages(job),
     )
     if given is not None:
-        return plans_given(subject, read_plans(given), source=str(given))
-    return make_plans(subject, smallest=smallest_volume(job))
+        return plans_given(subject, read_plans(given), source=str(given), smallest=smallest_volume(job))
+    return make_plans(subject, smallest=smallest_volume(job), margin=margin)
 
 
 def read_plans(path: Path) -> tuple[Plan, ...]:
@@ -113,6 +138,7 @@ def _work(config: Config, *, run: Path, resume: bool, prepared: bool = False, pl
     """One process of the run."""
     kind: Kind = "cuda" if torch.cuda.is_available() else "cpu"
     with membership(device=kind, timeout=config.parallel.timeout) as world:
+        keep_to_stated_memory(config.parallel.devices, world=world)
         if not (prepared or prepared_by_launcher()):
             _prepare_on_first(config, run=run, world=world, kind=kind, resume=resume, plan=plan)
         job = prepare_job(config, cache=run / "preprocessed")

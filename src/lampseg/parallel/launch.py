@@ -18,11 +18,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from lampseg.errors import UserError
+from lampseg.errors import OutOfMemory, UserError
 from lampseg.machine import threads_per_process
 
 USER_ERROR = 2
 FAILURE = 1
+NO_MEMORY = 4
+"""Of a worker process, seen by its launcher alone."""
 
 _PREPARED = "LAMPSEG_PREPARED"
 _LAUNCHER = "LAMPSEG_LAUNCHER"
@@ -49,6 +51,7 @@ def launch(arguments: Sequence[str], *, processes: int) -> None:
 
     Raises:
         UserError: a worker ended with a user's error.
+        OutOfMemory: a worker ran out of memory.
         WorkerError: a worker failed or was killed, or this process was asked to end; all workers have been stopped.
         KeyboardInterrupt: Ctrl-C; all workers have been stopped.
     """
@@ -82,6 +85,8 @@ def launch(arguments: Sequence[str], *, processes: int) -> None:
             failures = list(error.failures.values())
             first = min(failures, key=lambda failure: (_rank_of_cause(failure), failure.timestamp))
             message = _message(first)
+            if first.exitcode == NO_MEMORY:
+                raise OutOfMemory(message) from None
             if first.exitcode == USER_ERROR:
                 raise UserError(message) from None
             raise WorkerError(f"rank {first.local_rank} {message}") from None
@@ -119,6 +124,8 @@ def run_worker(main: Callable[[], None]) -> None:
             sys.stderr.write(f"lampseg: {error}\n")  # torchrun would only show its table of failures
         sys.stdout.flush()
         sys.stderr.flush()
+        if isinstance(error, OutOfMemory):
+            os._exit(NO_MEMORY)
         os._exit(USER_ERROR if isinstance(error, UserError) else FAILURE)
 
 
@@ -136,7 +143,7 @@ def _message(failure: ProcessFailure) -> str:
     data = failure.error_file_data if isinstance(failure.error_file_data, dict) else {}
     message = data.get("message", failure.message)
     text = message.get("message", "") if isinstance(message, dict) else str(message)
-    return text.removeprefix("UserError: ") or f"ended with exit code {failure.exitcode}"
+    return text.removeprefix("UserError: ").removeprefix("OutOfMemory: ") or f"ended with exit code {failure.exitcode}"
 
 
 def _die_with_parent() -> None:

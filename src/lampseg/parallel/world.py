@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from lampseg.parallel.devices import parse_devices
+
 Kind = Literal["forward", "backward"]
 """Of messages: values travel forward, gradients backward."""
 
@@ -122,6 +124,17 @@ def membership(*, device: str, timeout: float) -> Iterator[World]:
             leave()
         raise
     leave()
+
+
+def keep_to_stated_memory(stated: int | str | None, *, world: World) -> None:
+    """Lets this process's GPU give no more memory than `--devices NxMEMORY` stated."""
+    memory = parse_devices(stated, planning=True).memory
+    if world.device.type != "cuda" or memory is None:
+        return
+    total = torch.cuda.get_device_properties(world.device).total_memory
+    limit = memory[world.rank % len(memory)]
+    if limit < total:
+        torch.cuda.set_per_process_memory_fraction(limit / total, world.device)
 
 
 def leave() -> None:

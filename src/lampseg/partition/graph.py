@@ -174,7 +174,8 @@ class Graph:
     def cut_positions(self) -> tuple[int, ...]:
         """Operations before which a stage may begin: those that do work, outside the forbidden ranges.
 
-        Operations without a kernel (shape queries, views) are left with the operation before them.
+        Operations without a kernel (shape queries, views) are left with the operation before them, and so are those
+        that read no value (BatchNorm's counter of batches): a stage of these alone would be none.
         """
-        work = [op.index for op in self.operations if not op.plain and (op.bytes_moved or op.flops)]
+        work = [op.index for op in self.operations if op.reads and not op.plain and (op.bytes_moved or op.flops)]
         return tuple(index for index in work[1:] if index not in self.forbidden)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lampseg.errors import UserError
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
@@ -52,11 +53,15 @@ def largest_patch(
     low, middle, high = 0, len(edges) - 1, len(edges) - 1  # the whole volume is tried first
     while low <= high:
         size = patch(edges[middle])
-        found = replace(problem, size=size).solve()
-        if found.fits:
-            best, low = (size, found.plan), middle + 1
+        try:
+            found = replace(problem, size=size).solve()
+        except UserError:  # too small: nothing is left at the network's deepest level
+            low = middle + 1
         else:
-            high = middle - 1
+            if found.fits:
+                best, low = (size, found.plan), middle + 1
+            else:
+                high = middle - 1
         middle = (low + high) // 2
     return best
 

@@ -13,7 +13,7 @@ from lampseg.partition.graph import Graph
 from lampseg.partition.plan import Alternative, Choices, Plan, Recompute, describe_choices
 from lampseg.partition.planner import cut_for
 from lampseg.partition.random_operations import is_random
-from lampseg.partition.schedule import SCHEDULES, Schedule
+from lampseg.partition.schedule import Schedule
 from lampseg.units import format_bytes
 
 CLOSE = 0.01
@@ -138,7 +138,9 @@ def _ways(devices: int, options: Options) -> Iterable[Way]:
             if each == 1:
                 yield Way(count, replicas, 1, options.schedule if options.schedule in ("gpipe", "1f1b") else "1f1b", 1)
                 continue
-            for schedule in SCHEDULES if options.schedule is None else (options.schedule,):
+            alone = count <= replicas  # one micro-batch on each replica: no order to choose
+            open_ones: tuple[Schedule, ...] = ("1f1b", "v") if alone else ("1f1b", "gpipe", "v", "interleaved")
+            for schedule in open_ones if options.schedule is None else (options.schedule,):
                 if schedule == "interleaved":
                     yield from (
                         Way(count, replicas, each, schedule, parts * each)

@@ -27,34 +27,40 @@ def show_plan(plan: Plan, *, width: int = 64, alternatives: int = SHOWN) -> Rend
 
 
 def plan_table(plan: Plan) -> Table:
-    """What each device holds and does; it fits 100 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("device", justify="right")
-    table.add_column("runs", overflow="fold")
-    for name in ("weights", "peak", "activations", "boundary", "other", "busy"):
+    """What each device holds and does; it fits 80 columns."""
+    unit, scale = ("GiB", 2.0**30) if plan.peak_bytes >= 2**30 else ("MiB", 2.0**20)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"memory in {unit}", caption_justify="left")
+    table.add_column("device", justify="right", no_wrap=True)
+    table.add_column("runs, from", overflow="fold")
+    limited = any(load.memory_bytes is not None for load in plan.devices)
+    for name in ("weights", "peak", *(("has",) if limited else ()), "state", "kept", "other", "busy"):
         table.add_column(name, justify="right", no_wrap=True)
+
+    def amount(nbytes: float) -> str:
+        return f"{nbytes / scale:.2f}" if nbytes < 100 * scale else f"{nbytes / scale:.0f}"
+
     for load in plan.devices:
         mine = [stage for stage in plan.stages if stage.device == load.index]
-        peak = format_bytes(load.peak_bytes)
-        if load.memory_bytes is not None:
-            peak += f" of {format_bytes(load.memory_bytes)}"
-        kept = " + ".join(f"{stage.in_flight}x{format_bytes(stage.activation_bytes)}" for stage in mine)
+        state = load.parameter_bytes + load.gradient_bytes + load.optimizer_bytes
+        other = load.boundary_bytes + load.temporary_bytes + load.library_bytes
+        has = () if not limited else ("-" if load.memory_bytes is None else amount(load.memory_bytes),)
         table.add_row(
             str(load.index),
-            "; ".join(_stage_text(stage) for stage in mine),
+            "\n".join(_stage_text(stage) for stage in mine),
             format_count(sum(stage.parameters for stage in mine)),
-            peak,
-            kept,
-            format_bytes(load.boundary_bytes),
-            format_bytes(load.temporary_bytes + load.library_bytes),
+            amount(load.peak_bytes),
+            *has,
+            amount(state),
+            amount(load.activation_bytes),
+            amount(other),
             f"{load.busy_seconds / max(plan.step_seconds, 1e-30):.0%}",
         )
     return table
 
 
 def _stage_text(stage: Stage) -> str:
-    again = "" if stage.recompute == "none" else " (recompute)"
-    return f"{stage.first}-{stage.last - 1}: {stage.begins}{again}"
+    again = "" if stage.recompute == "none" else ", recompute"
+    return f"{stage.first}-{stage.last - 1} {stage.begins.split(' @ ')[-1]}{again}"
 
 
 def drawing(plan: Plan, *, width: int = 64) -> Text:

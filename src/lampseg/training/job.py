@@ -140,8 +140,7 @@ def check_patch(
     if window is not None and stage.size != window:
         raise UserError(
             f"curriculum.{index}.patch: {stage.patch} is not possible, the network only takes volumes of "
-            f"{list(window)} voxels: give every stage this patch (volumes are then validated and predicted in such "
-            "windows)"
+            f"{list(window)} voxels: give every stage this patch (whole volumes are segmented in windows of it)"
         )
     if stage.size is None:
         return

@@ -1,5 +1,6 @@
 """The trainer: the curriculum on every rank of a world, step by step, resumable at any checkpoint."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from lampseg.training.job import Job
 from lampseg.training.journal import Journal
 from lampseg.training.loss import HybridLoss, mini_batch_loss
 from lampseg.training.memory import PeakMemory, TensorPeak
+from lampseg.training.out_of_memory import shortage_noticed
 from lampseg.training.supervision import supervised_loss
 from lampseg.training.validation import validate
 
@@ -89,16 +91,29 @@ class Trainer:
                 self._enter(stage)
             if within == 0 and journal is not None:
                 journal.say(f"curriculum stage {stage + 1}: {self.plans[stage].headline()}")
-            record = self._one_step(stage, within)
+            with self._memory_watched(stage, during="training"):
+                record = self._one_step(stage, within)
             self.step += 1
             if journal is not None:
                 journal.step(record)
             last_of_stage = within + 1 == self.lengths[stage]
             every = self.config.validation.every_steps
             if last_of_stage or (every is not None and self.step % every == 0):
-                self._validate(stage, record["epoch"], journal)
+                with self._memory_watched(stage, during="validation"):
+                    self._validate(stage, record["epoch"], journal)
             if last_of_stage or self.step % self.config.checkpoint.every_steps == 0:
                 self._save(stage, ended=last_of_stage)
+
+    def _memory_watched(self, stage: int, *, during: str) -> contextlib.AbstractContextManager[None]:
+        return shortage_noticed(
+            self.run_folder,
+            self.plans[stage],
+            rank=self.world.rank,
+            stage=stage,
+            device=self.world.device,
+            held=self.memory.read,
+            during=during,
+        )
 
     def _stage_after(self, step: int) -> tuple[int, int]:
         """The curriculum stage of the step that follows `step` done ones, and its number within the stage."""
