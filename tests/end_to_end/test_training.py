@@ -93,7 +93,7 @@ def test_the_run_folder_is_complete(on_two: Path, phantom: Dataset) -> None:
     assert config.parallel.devices == 2
     assert config.curriculum[1].size == (32, 32, 32)
     plans = plans_from_json((on_two / "plan.json").read_text())
-    assert [len(plan.stages) for plan in plans] == [2, 2, 2]
+    assert [plan.choices.replicas * plan.choices.devices for plan in plans] == [2, 2, 2]
     for record in steps(on_two):
         assert {"step", "stage", "epoch", "loss", "seconds", "patch", "peak_memory_bytes"} <= record.keys()
         assert len(record["peak_memory_bytes"]) == 2
@@ -134,9 +134,11 @@ def test_the_tensors_take_what_the_plan_predicted(on_two: Path, config: Path, fo
             for record in [record for record in counted if record["stage"] == stage][1:]:
                 assert record["tensor_peak_bytes"] == pytest.approx(predicted, rel=0.03)
         for record in steps(run):
-            assert [set(rank) for rank in record["stage_seconds"]] == (
-                [{"0"}, {"0"}] if plans[record["stage"]].choices.replicas == 2 else [{"0"}, {"1"}]
-            )
+            plan = plans[record["stage"]]
+            assert record["plan"] == plan.choices.fingerprint
+            for rank, seconds in enumerate(record["stage_seconds"]):
+                mine = {str(part.index) for part in plan.stages if part.device == rank % plan.choices.devices}
+                assert seconds.keys() == mine
         assert "difference" in (run / "report.html").read_text()
 
 
@@ -170,7 +172,7 @@ def test_torchrun_gives_a_world_that_is_joined(config: Path, folder: Path, on_tw
     assert len(losses(run)) == 11
     assert losses(run)[:10] == pytest.approx(losses(on_two)[:10], rel=1e-6)
     plans = plans_from_json((run / "plan.json").read_text())
-    assert [len(plan.stages) for plan in plans] == [2, 2, 2]
+    assert [plan.choices.replicas * plan.choices.devices for plan in plans] == [2, 2, 2]
     assert (run / "report.html").is_file()
 
 

@@ -187,10 +187,13 @@ def test_totals_of_a_curriculum_stage(run: Path) -> None:
 def test_few_steps_are_all_timed_and_on_cuda_the_first_are_not(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(step_line(i, 0) + "\n" for i in (1, 2)))
     assert (read_run(run).totals(0).timed, read_run(run).totals(0).seconds_per_step) == (2, 3.0)
-    lines = [step_line(i, 0, tensor_peak_bytes=[i, i], seconds=9.0 if i < 4 else 1.0) for i in range(1, 7)]
+    assert "slowed by counting" in plan_lines(run)[0]
+    cuda = [{"tensor_peak_bytes": [i, i], "seconds": 9.0 if i < 4 else 1.0, "busy_seconds": []} for i in range(1, 7)]
+    lines = [step_line(i, 0, **fields) for i, fields in enumerate(cuda, start=1)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     totals = read_run(run).totals(0)
     assert (totals.timed, totals.seconds_per_step, totals.tensor_bytes) == (3, 1.0, (6, 6))
+    assert not totals.slowed
 
 
 def test_the_plan_is_shown_beside_what_was_measured(report: Path) -> None:
@@ -234,6 +237,19 @@ def test_ranks_that_are_not_the_plan_s_are_not_shown(run: Path) -> None:
     assert check.tensor_bytes == (None, None)
     assert check.stage_seconds == (None, None)
     assert "not measured" in check.line()
+
+
+def test_steps_of_another_plan_do_not_count(run: Path) -> None:
+    """A run that ran out of memory goes on by another plan, on as many devices."""
+    mine, plans = make_plan((32, 32, 32)), run / "plan.json"
+    other = replace(mine.choices, cuts=(40,)).fingerprint
+    plans.write_text(plans_to_json([mine]))
+    lines = [step_line(i, 0, plan=other, tensor_peak_bytes=[9, 9], seconds=9.0) for i in (1, 2)]
+    lines += [step_line(i, 0, plan=mine.choices.fingerprint, tensor_peak_bytes=[5, 6], seconds=1.0) for i in (3, 4)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    measured = read_run(run).measured(0)
+    assert (measured.steps, measured.tensor_bytes, measured.seconds_per_step) == (2, (5, 6), 1.0)
+    assert read_run(run).totals(0).steps == 4
 
 
 def test_each_curriculum_stage_in_one_line(run: Path) -> None:

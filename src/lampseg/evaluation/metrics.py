@@ -30,6 +30,9 @@ class Step:
     stage_seconds: tuple[Mapping[int, tuple[float, float]], ...] = ()
     """Per rank, for each pipeline stage it holds: seconds in its forwards and its backwards; empty if not measured."""
 
+    plan: str = ""
+    """Fingerprint of the plan's choices; empty if not known."""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -49,6 +52,8 @@ class StageTotals:
     steps: int
     timed: int
     """The later steps: not the first, in which shapes are new and the tensors of which were counted."""
+    slowed: bool
+    """There are no others: these were slowed by counting."""
     seconds_per_step: float | None
     """Wall-clock."""
     peak_bytes: tuple[float, ...]
@@ -72,6 +77,7 @@ def totals(of: Iterable[Step]) -> StageTotals:
     return StageTotals(
         steps=len(steps),
         timed=len(later),
+        slowed=any(s.tensor_peak_bytes and s.busy_seconds for s in later),  # not on CUDA, where counting costs nothing
         seconds_per_step=statistics.median([s.seconds for s in later]) if later else None,
         peak_bytes=_columns(max, [s.peak_memory_bytes for s in steps]),
         tensor_bytes=_columns(max, [s.tensor_peak_bytes for s in steps]),
@@ -135,6 +141,7 @@ def _step(record: dict[str, Any]) -> Step:
         peak_memory_bytes=tuple(float(n or 0) for n in record.get("peak_memory_bytes") or ()),
         busy_seconds=tuple(float(n or 0) for n in record.get("busy_seconds") or ()),
         tensor_peak_bytes=tuple(float(n or 0) for n in record.get("tensor_peak_bytes") or ()),
+        plan=str(record.get("plan") or ""),
         stage_seconds=tuple(
             {int(stage): (float(forward), float(backward)) for stage, (forward, backward) in rank.items()}
             for rank in record.get("stage_seconds") or ()

@@ -47,8 +47,9 @@ class PlanCheck:
         predicted = max(load.tensor_bytes for load in self.plan.devices)
         measured = max((n for n in self.tensor_bytes if n is not None), default=None)
         step, took = self.plan.step_seconds, self.measured.seconds_per_step
+        slowed = ", slowed by counting its tensors" if self.measured.slowed else ""
         return (
-            f"a step {_both(step, took, seconds_text)}; tensors of the fullest device "
+            f"a step {_both(step, took, seconds_text)}{slowed}; tensors of the fullest device "
             f"{_both(predicted, measured, bytes_text)}"
         )
 

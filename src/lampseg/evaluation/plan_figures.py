@@ -49,7 +49,7 @@ def memory_picture(check: PlanCheck) -> Figure:
 
 def _device_text(plan: Plan, device: int) -> str:
     mine = [stage for stage in plan.stages if stage.device == device]
-    return "\n".join([f"device {device}", *(plain(modules_text(stage, limit=22)) for stage in mine[:2])])
+    return "\n".join([f"device {device}", *(plain(modules_text(stage, limit=30)) for stage in mine[:2])])
 
 
 def _draw_shares(axes: Axes, check: PlanCheck) -> None:

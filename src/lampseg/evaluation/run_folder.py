@@ -46,6 +46,11 @@ class RunFolder:
         """What was measured in curriculum stage `stage` (0 = first)."""
         return totals(step for step in self.steps if step.stage == stage)
 
+    def measured(self, stage: int) -> StageTotals:
+        """The same, of the steps that ran by the plan that is here: a resumed run may have had another before."""
+        plan = self.plans[stage].choices.fingerprint
+        return totals(step for step in self.steps if step.stage == stage and step.plan in (plan, ""))
+
     def patch_text(self, stage: int) -> str:
         """The curriculum stage's patch in words: "64 x 64 x 64", or "whole volumes"."""
         curriculum = self.config.get("curriculum")

@@ -19,7 +19,7 @@ def split_section(run: RunFolder) -> Section:
     """Everything about the plans of a run; why there are none, if their file cannot be read."""
     parts: list[Part] = [TextPart(run.plan_fault)] if run.plan_fault else []
     for stage, plan in enumerate(run.plans):
-        check = PlanCheck(plan, run.totals(stage))
+        check = PlanCheck(plan, run.measured(stage))
         parts += [
             TextPart(f"Curriculum stage {stage + 1}: {run.patch_text(stage)}", "heading"),
             TextPart(_words(check, run, stage)),
@@ -45,7 +45,7 @@ def plan_lines(run: Path) -> list[str]:
         UserError: not a run folder, or a file in it cannot be understood.
     """
     folder = read_run(run)
-    checks = [PlanCheck(plan, folder.totals(stage)) for stage, plan in enumerate(folder.plans)]
+    checks = [PlanCheck(plan, folder.measured(stage)) for stage, plan in enumerate(folder.plans)]
     return [f"curriculum stage {i}: {check.line()}" for i, check in enumerate(checks, start=1) if check.measured.steps]
 
 

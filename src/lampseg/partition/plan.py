@@ -1,6 +1,7 @@
 """The Plan: how one network is split and run, and what that is predicted to take. Frozen, versioned, editable JSON."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Choices:
     def share(self) -> int:
         """Micro-batches of the replica that has most."""
         return -(-self.micro_batches // self.replicas)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells what was measured with these choices from what was measured with others."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
 
     def check(self) -> None:
         """Raises UserError if these choices contradict each other; the message names the field."""

@@ -182,6 +182,7 @@ class Trainer:
             "patch": largest,
             "peak_memory_bytes": [rank["peak"] for rank in ranks],
             "lr": settings.lr,
+            "plan": self.plans[stage].choices.fingerprint,
         }
         if self.tensors.nbytes is not None:  # on every rank, or on none
             record["tensor_peak_bytes"] = [rank["tensors"] for rank in ranks]
