@@ -1,5 +1,6 @@
 """The command line: verbs and options arrive as given, overrides in three spellings, errors as exit codes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,12 +50,12 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[
 @pytest.mark.parametrize("place", [0, 1, 3, 4, 6])
 def test_three_spellings_of_overrides(arguments: list[str], place: int, config: str, called: Any) -> None:
     """They may stand anywhere."""
-    rest = [config, "--run", "out", "--resume", "--devices", "3x4GiB"]
+    rest = [config, "--run", "out", "--resume", "--devices", "3x4GiB", "--plan", "plans.json"]
     main(["train", *rest[:place], *arguments, *rest[place:]])
     ((found,), options) = called[0]
     assert (found.network.filters, found.curriculum[0].patch) == (64, (16, 16, 32))
     assert found.parallel.devices == "3x4GiB"
-    assert options == {"run": Path("out"), "resume": True}
+    assert options == {"run": Path("out"), "resume": True, "plan": Path("plans.json")}
 
 
 def test_dashes_and_underscores_mean_the_same(config: str, called: Any) -> None:
@@ -216,6 +217,7 @@ def test_a_reader_that_goes_away_gets_no_traceback(config: str) -> None:
 
 def test_plan_without_data_as_json(config: str) -> None:
     """As a process of its own: nothing but JSON may stand on standard output."""
-    done = subprocess.run([*plan_command(config), "--devices", "2x1GiB"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*plan_command(config), "--devices", "2x2GiB"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(("[", "{"))
-    assert done.stdout.count('"parameter_bytes"') == 2
+    (plan,) = json.loads(done.stdout)["plans"]
+    assert plan["choices"]["devices"] * plan["choices"]["replicas"] == 2

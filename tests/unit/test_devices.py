@@ -1,5 +1,6 @@
 """What `--devices` means: a count, the memory of each, and which texts are refused."""
 
+import os
 from typing import Any
 
 import pytest
@@ -73,5 +74,5 @@ def test_more_gpus_than_there_are_can_only_be_planned(gpus: Any) -> None:
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert [threads_per_process(count) for count in (1, 2, 4, 9)] == [6, 3, 1, 1]

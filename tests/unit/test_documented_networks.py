@@ -10,6 +10,7 @@ import yaml
 from lampseg.commands import plan as planning
 from lampseg.config import parse_config
 from lampseg.networks import network_sizes
+from lampseg.training.plans import make_plans
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "networks.md"
 STRIDES = {
@@ -56,12 +57,13 @@ def test_the_example_is_built_and_planned(example: dict[str, Any], monkeypatch: 
         "network": example,
         "data": {"root": "nowhere"},
         "curriculum": [{"patch": 96, "batch": 2, "steps": 1}],
-        "parallel": {"devices": 4},
+        "parallel": {"devices": 4, "mode": "pipeline", "schedule": "1f1b"},
     }
-    (plan,) = planning.plan(parse_config(tree), shape=(128, 128, 128), classes=3)
+    subject = planning.subject_of(parse_config(tree), shape=(128, 128, 128), classes=3)
+    (plan,) = make_plans(subject)
     assert plan.network == example["name"]
     assert [stage.index for stage in plan.stages] == [0, 1, 2, 3]
-    assert min(stage.time_share for stage in plan.stages) > 0
+    assert min(stage.forward_seconds for stage in plan.stages) > 0
     ((stride, window),) = sizes
     assert stride == STRIDES[short(plan.network)]
     assert window == (stride if plan.network.endswith("UNETR") and "Swin" not in plan.network else None)

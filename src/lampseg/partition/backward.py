@@ -142,7 +142,8 @@ def run_backward(outputs: list[Tensor]) -> None:
     outputs.clear()
     if not differentiable:
         return
-    root = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
+    with torch.enable_grad():  # the caller may have switched it off
+        root = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
     differentiable.clear()
     with torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
         torch.autograd.backward([root], [torch.empty_like(root)])
@@ -164,19 +165,19 @@ def emptied_gradients(parameters: list[Tensor]) -> Iterator[None]:
 
 
 class EmptyLoss(torch.autograd.Function):
-    """A loss of next to no size: any tensors to one number of unknown content."""
+    """A loss of no size: any tensors to one empty tensor."""
 
     @staticmethod
     def of(output: Any) -> Tensor:
-        """Of a network's output."""
+        """Of a network's output, as one number."""
         differentiable = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
         loss: Tensor = EmptyLoss.apply(*differentiable)  # type: ignore[no-untyped-call]
-        return loss
+        return loss.sum()
 
     @staticmethod
     def forward(ctx: Any, *outputs: Tensor) -> Tensor:
         ctx.like = [(t.shape, t.stride(), t.dtype, t.device) for t in outputs]
-        return outputs[0].new_empty((), dtype=torch.float32)
+        return outputs[0].new_empty(0, dtype=torch.float32)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

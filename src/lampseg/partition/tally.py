@@ -38,7 +38,7 @@ def tally(make: Callable[[], list[Tensor]], run: Callable[[list[Tensor]], Tensor
     """
     live = LiveBytes()
     forward, backward = _Listing(live, backward=False), _Listing(live, backward=True)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
         with forward:
             inputs = make()
             result = run(inputs)
