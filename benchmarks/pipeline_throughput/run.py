@@ -18,8 +18,8 @@ from lampseg.partition.planner import cut_for
 from lampseg.partition.schedule import SCHEDULES, Schedule
 
 COUNTS = (1, 2, 4, 8)
-ROUNDS = 7
-LOAD = ways.Load(filters=8, shape=(2, 1, 48, 48, 48), micro_batches=0)
+ROUNDS = 5
+LOAD = ways.Load(filters=8, shape=(2, 1, 40, 40, 40), micro_batches=0)
 """Two samples in a micro-batch: with one, PyTorch would take its slow convolution for the smaller levels."""
 QUICK = ways.Load(filters=4, shape=(2, 1, 8, 8, 8), micro_batches=0)
 

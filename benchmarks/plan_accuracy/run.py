@@ -14,7 +14,7 @@ from benchmarks.shared.ranks import run_ranks
 from benchmarks.shared.results import circumstances, median, options, percent, write
 from lampseg.commands.calibrate import calibrate
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def memory(cases: tuple[Case, ...], *, kind: str) -> tuple[list[dict[str, Any]], list[list[str]]]:

@@ -94,7 +94,7 @@ class Train:
     """How many processes (CUDA if present, else CPU): 2, or 2x16GiB to state the memory of each."""
     resume: bool = False
     """Continue at the last checkpoint, also on another number of devices."""
-    plan: Path | None = None
+    plan: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Plans to use instead of the planner's: a file of `lampseg plan --json`, perhaps edited."""
 
     def run(self, overrides: dict[str, str]) -> None:
@@ -175,9 +175,9 @@ class Calibrate:
 class Benchmark:
     """Run a benchmark of the checkout that lampseg was installed from; without a name, list them."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
     """Which, such as plan_accuracy."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the results; without it they replace the recorded ones in the checkout."""
     quick: bool = False
     """Tiny sizes and few cases, to see that it works; needs --out."""
