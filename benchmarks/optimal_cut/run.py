@@ -73,7 +73,7 @@ def heuristic(costs: IntervalCosts, *, stages: int) -> float | None:
 def main() -> None:
     chosen = options(Path(__file__).parent, description=__doc__ or "")
     at = circumstances()
-    names = ["unet", "basicunet"] if chosen.quick else list(SMALL)
+    names = ["basicunet"] if chosen.quick else list(SMALL)
     most = 3 if chosen.quick else 4
     data, rows = [], []
     for name in names:
@@ -83,7 +83,7 @@ def main() -> None:
         found = [
             {"network": name, "positions": costs.count, **result}
             for stages in range(2, most + 1)
-            for micro_batches in (1, 4, 8)
+            for micro_batches in ((4,) if chosen.quick else (1, 4, 8))
             for tight in (False, True)
             if (result := compare(costs, stages=stages, micro_batches=micro_batches, tight=tight)) is not None
         ]

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.shared.results import circumstances, options, write
 from lampseg.config import LossConfig, NetworkConfig
+from lampseg.hardware.device import hardware_for
 from lampseg.networks import build_network, on_meta
 from lampseg.parallel.rehearsal import rehearse
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -68,7 +68,8 @@ class Crew:
 
     def end(self) -> None:
         for pipe in self._pipes:
-            pipe.send(("end",))
+            with suppress(BrokenPipeError):  # its process has ended
+                pipe.send(("end",))
         for process in self.processes:
             process.join(30)
             process.kill()

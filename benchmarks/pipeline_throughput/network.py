@@ -1,5 +1,7 @@
 """A U-Net as a sequence of blocks that pass the skips on (the paper's Equation 3): every library can run it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,16 +52,32 @@ class Head(nn.Module):
         return logits
 
 
+class Contiguous(torch.autograd.Function):
+    """The same values; the gradient in the ordinary layout."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.contiguous()
+
+
 class Part(nn.Module):
-    """Consecutive blocks, as a stage of torch.distributed.pipelining calls them: with several arguments."""
+    """Consecutive blocks, as a stage of torch.distributed.pipelining calls them: with several arguments.
+
+    It sends and receives only tensors in the ordinary layout ("input tensor has to be contiguous").
+    """
 
     def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
         self.blocks = blocks
 
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        values = tuple(Contiguous.apply(t) if t.requires_grad else t for t in values)
         result: Tensor | tuple[Tensor, ...] = self.blocks(values)
-        return result
+        return result.contiguous() if isinstance(result, Tensor) else tuple(t.contiguous() for t in result)
 
 
 def flat(values: tuple[Tensor | tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:

@@ -9,17 +9,17 @@ from benchmarks.pipeline_throughput import ways
 from benchmarks.pipeline_throughput.crew import Crew, crews
 from benchmarks.shared.results import circumstances, median, options, write
 from lampseg.commands.calibrate import calibrate
+from lampseg.hardware.device import hardware_for
 from lampseg.parallel.world import World
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.forecast import plan_of
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.plan import Plan
 from lampseg.partition.planner import cut_for
 from lampseg.partition.schedule import SCHEDULES, Schedule
 
 COUNTS = (1, 2, 4, 8)
-ROUNDS = 7
-LOAD = ways.Load(filters=8, shape=(2, 1, 48, 48, 48), micro_batches=0)
+ROUNDS = 5
+LOAD = ways.Load(filters=8, shape=(2, 1, 40, 40, 40), micro_batches=0)
 """Two samples in a micro-batch: with one, PyTorch would take its slow convolution for the smaller levels."""
 QUICK = ways.Load(filters=4, shape=(2, 1, 8, 8, 8), micro_batches=0)
 

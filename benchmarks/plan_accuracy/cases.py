@@ -92,7 +92,7 @@ CASES: tuple[Case, ...] = (
 
 QUICK: tuple[Case, ...] = (
     Case("basicunet", (1, 1, 32, 16, 16), devices=2, micro_batches=2),
-    Case("unet", (1, 1, 32, 16, 16), devices=1, micro_batches=2),
+    Case("unet", (1, 1, 32, 16, 16), devices=1, replicas=2, micro_batches=2),
 )
 TIMED: tuple[Case, ...] = tuple(
     replace(case, network=network)

@@ -8,15 +8,15 @@ from torch import Tensor
 from benchmarks.plan_accuracy.cases import Case
 from benchmarks.shared.networks import CLASSES, SMALL
 from lampseg.config import LossConfig
+from lampseg.hardware.device import hardware_for
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.parallel.world import World
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.forecast import plan_of
-from lampseg.partition.hardware import hardware_for
-from lampseg.partition.live import LiveBytes
 from lampseg.partition.plan import Plan
 from lampseg.partition.planner import cut_for
+from lampseg.recording.live import LiveBytes
 from lampseg.training.loss import HybridLoss, mini_batch_loss
 from lampseg.training.planned_loss import planned_loss
 from lampseg.training.supervision import supervised_loss

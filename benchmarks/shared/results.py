@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lampseg.partition.hardware import device_name
+from lampseg.hardware.device import device_name
 
 
 def options(folder: Path, *, description: str) -> argparse.Namespace:

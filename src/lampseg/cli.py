@@ -175,9 +175,9 @@ class Calibrate:
 class Benchmark:
     """Run a benchmark of the checkout that lampseg was installed from; without a name, list them."""
 
-    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[NAME]")] = None
     """Which, such as plan_accuracy."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for the results; without it they replace the recorded ones in the checkout."""
     quick: bool = False
     """Tiny sizes and few cases, to see that it works; needs --out."""

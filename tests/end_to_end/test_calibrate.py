@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lampseg.partition.hardware import hardware_for
-from lampseg.partition.kernel import Kernel
+from lampseg.hardware.device import hardware_for
+from lampseg.recording.kernel import Kernel
 from tests.end_to_end.command import LAMPSEG, lampseg, running
 
 pytestmark = pytest.mark.timeout(120)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lampseg.partition.hardware import hardware_for
-from lampseg.partition.kernel import Kernel
+from lampseg.hardware.device import hardware_for
+from lampseg.recording.kernel import Kernel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 

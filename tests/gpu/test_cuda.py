@@ -12,11 +12,11 @@ import torch.nn.functional as F
 import yaml
 
 from lampseg.data import write_phantom
+from lampseg.hardware.device import hardware_for
 from lampseg.networks import UNet
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import join, leave
 from lampseg.partition import make_plan
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.plan import Choices
 from lampseg.partition.schedule import Schedule
 

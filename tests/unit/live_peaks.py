@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lampseg.partition import Graph
-from lampseg.partition.backward import emptied_gradients, run_backward
-from lampseg.partition.live import LiveBytes
+from lampseg.recording.backward import emptied_gradients, run_backward
+from lampseg.recording.live import LiveBytes
 
 
 def predicted_peaks(graph: Graph) -> tuple[int, int]:

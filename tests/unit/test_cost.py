@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from lampseg.networks import SEUNet, UNet
 from lampseg.partition import Graph, record
 from lampseg.partition.cost import IntervalCosts, Rates, Regime
-from lampseg.partition.graph import INPUT
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.tally import Tally
+from lampseg.recording.graph import INPUT
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.tally import Tally
 
 
 class ByHand(nn.Module):

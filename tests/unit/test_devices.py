@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lampseg.errors import UserError
-from lampseg.machine import threads_per_process
+from lampseg.hardware.machine import threads_per_process
 from lampseg.parallel import devices
 from lampseg.parallel.devices import parse_devices
 

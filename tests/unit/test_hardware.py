@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from lampseg.errors import UserError
-from lampseg.parallel.links import fit_line
-from lampseg.partition.calibration_file import (
+from lampseg.hardware.calibration_file import (
     Calibration,
     calibration_path,
     read_calibration,
     read_calibrations,
     write_calibration,
 )
-from lampseg.partition.hardware import Hardware, device_name, hardware_for, threads_of_each
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.presets import CARDS, cpu_core, generic_card, preset
+from lampseg.hardware.device import Hardware, device_name, hardware_for, threads_of_each
+from lampseg.hardware.presets import CARDS, cpu_core, generic_card, preset
+from lampseg.parallel.links import fit_line
+from lampseg.recording.kernel import Kernel
 
 GIB = 1024.0**3
 DENSE = Kernel("convolution", "convolution", 1e12, 10**9, (64, 64), 10**7, 27)

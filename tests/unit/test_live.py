@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lampseg.partition.live import LiveBytes
+from lampseg.recording.live import LiveBytes
 
 MAP = 2 * 8 * 8 * 4  # (1, 2, 8, 8) in float32
 

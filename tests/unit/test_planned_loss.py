@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lampseg.config import LossConfig, parse_config
-from lampseg.partition.live import LiveBytes
+from lampseg.recording.live import LiveBytes
 from lampseg.training.job import Job, padded_stages
 from lampseg.training.loss import HybridLoss, mini_batch_loss
 from lampseg.training.planned_loss import planned_loss

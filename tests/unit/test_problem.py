@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from lampseg.errors import UserError
+from lampseg.hardware.device import hardware_for
 from lampseg.networks import UNet
 from lampseg.parallel.rehearsal import rehearse
-from lampseg.partition.hardware import hardware_for
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import AUTO_MICRO_BATCHES, Problem
 from lampseg.partition.questions import MOST_DEVICES, fewest_devices, largest_patch, levers, remedies
@@ -223,3 +223,27 @@ def test_what_would_have_to_change() -> None:
     assert "unet on 32x32x32 with batch 2 does not fit" in text
     for lever in changes.values():
         assert lever.text() in text
+
+
+def test_what_fits_to_the_byte_is_found_although_the_estimate_is_too_high() -> None:
+    """A whole head and neck volume fitted one card of 16 GiB, and two were planned."""
+    estimated = needs(problem(batch=1).solve().plan)
+    exact = problem(batch=1, rehearse=rehearse)
+    needed = needs(exact.solve().plan)
+    assert needed < estimated
+    limit = needed * 1.001
+    found = replace(exact, memory=(limit,), recompute="none").solve()
+    assert found.fits
+    assert needs(found.plan) <= limit
+    assert fewest_devices(exact, memory=limit).choices.devices == 1  # type: ignore[union-attr]
+
+
+def test_one_device_with_too_little_memory_runs_its_network_in_several_stages() -> None:
+    """With one stage there is nothing to gain by recompute: its backward follows its forward at once."""
+    exact = problem(batch=1, rehearse=rehearse)
+    limit = CARD.reserve_bytes + 0.93 * (needs(exact.solve().plan) - CARD.reserve_bytes)
+    assert not replace(exact, memory=(limit,), recompute="none").solve().fits
+    found = replace(exact, memory=(limit,)).solve()
+    assert found.fits
+    assert found.plan.choices.stages > 1
+    assert "all" in found.plan.choices.recompute

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lampseg.partition.fallback import falls_back
-from lampseg.partition.hardware import ITEMSIZES
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.measure import Small, Timed, fit, time_sample
-from lampseg.partition.presets import CARDS, cpu_core, preset
-from lampseg.partition.rates import Curve, Dense, Surface, family, mover
-from lampseg.partition.samples import samples
+from lampseg.hardware.device import ITEMSIZES
+from lampseg.hardware.fallback import falls_back
+from lampseg.hardware.measure import Small, Timed, fit, time_sample
+from lampseg.hardware.presets import CARDS, cpu_core, preset
+from lampseg.hardware.rates import Curve, Dense, Surface, family, mover
+from lampseg.hardware.samples import samples
+from lampseg.recording.kernel import Kernel
 
 SMALL = Small(1e-6, 2e-6, 1e-10)
 

@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lampseg.errors import UserError
 from lampseg.networks import SEUNet, UNet
 from lampseg.partition import Graph, record
-from lampseg.partition.graph import NewTensor, SameTensor
+from lampseg.recording.graph import NewTensor, SameTensor
 
 SHAPE = (2, 4, 6)
 

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lampseg.errors import UserError
 from lampseg.networks import SEUNet, UNet
 from lampseg.partition import Graph, record
-from lampseg.partition.graph import Operation
-from lampseg.partition.kernel import Kernel
+from lampseg.recording.graph import Operation
+from lampseg.recording.kernel import Kernel
 from tests.equivalence import awkward, awkward_state
 from tests.equivalence.awkward import ThreeConvolutions
 from tests.unit.live_peaks import predicted_peaks, real_peaks

@@ -15,17 +15,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lampseg.errors import UserError
-from lampseg.machine import threads_per_process
+from lampseg.hardware.calibration_file import Calibration, calibration_path, read_calibrations, write_calibration
+from lampseg.hardware.device import ITEMSIZES, Hardware, Precision, device_name
+from lampseg.hardware.machine import threads_per_process
+from lampseg.hardware.measure import DTYPES, Small, Timed, fit, time_sample, time_small
+from lampseg.hardware.presets import CARD_RESERVE, local_preset
+from lampseg.hardware.rates import Rates
+from lampseg.hardware.samples import samples
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.links import measure_link
 from lampseg.parallel.world import World, membership
-from lampseg.partition.calibration_file import Calibration, calibration_path, read_calibrations, write_calibration
-from lampseg.partition.hardware import ITEMSIZES, Hardware, Precision, device_name
-from lampseg.partition.measure import DTYPES, Small, Timed, fit, time_sample, time_small
-from lampseg.partition.presets import CARD_RESERVE, local_preset
-from lampseg.partition.rates import Rates
-from lampseg.partition.samples import samples
 
 TIMEOUT = 300.0
 """Seconds that a process waits for the others."""

@@ -18,6 +18,7 @@ from lampseg.data.headers import network_shape
 from lampseg.data.volume import remove_if_there
 from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
+from lampseg.hardware.device import hardware_for
 from lampseg.inference.predictor import Prediction, Predictor, output_name
 from lampseg.inference.segment import SlidingWindow
 from lampseg.networks import build_network, on_meta
@@ -26,7 +27,6 @@ from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import World, membership
 from lampseg.partition import make_plan
-from lampseg.partition.hardware import hardware_for
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 from lampseg.training.validation import padded_shape

@@ -16,7 +16,7 @@ from lampseg.data import read_dataset
 from lampseg.errors import OutOfMemory, UserError
 from lampseg.evaluation import plan_lines, write_report
 from lampseg.evaluation.tables import write_text
-from lampseg.machine import threads_per_process
+from lampseg.hardware.machine import threads_per_process
 from lampseg.networks import on_meta
 from lampseg.parallel.devices import Devices, Kind, parse_devices
 from lampseg.parallel.launch import is_worker, launch, prepared_by_launcher

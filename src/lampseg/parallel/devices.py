@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from lampseg.errors import UserError
-from lampseg.partition.presets import names_of_cards, preset
+from lampseg.hardware.presets import names_of_cards, preset
 from lampseg.units import parse_bytes
 
 Kind = Literal["cpu", "cuda"]

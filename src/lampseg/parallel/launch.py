@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lampseg.errors import OutOfMemory, UserError
-from lampseg.machine import threads_per_process
+from lampseg.hardware.machine import threads_per_process
 
 USER_ERROR = 2
 FAILURE = 1

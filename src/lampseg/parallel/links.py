@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
+from lampseg.hardware.device import Link
 from lampseg.parallel.world import World
-from lampseg.partition.hardware import Link
 
 SIZES = (1 << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 25)
 """Bytes of the messages that are timed."""

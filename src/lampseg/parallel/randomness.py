@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lampseg.partition.random_operations import is_random
+from lampseg.recording.random_operations import is_random
 
 __all__ = ["is_random", "mix", "seeded"]
 

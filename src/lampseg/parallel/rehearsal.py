@@ -21,14 +21,14 @@ from lampseg.parallel.pipeline.routes import Route, Routes, routes_of
 from lampseg.parallel.pipeline.runner import places_of
 from lampseg.parallel.pipeline.transport import AHEAD, Delivery
 from lampseg.parallel.state import owners_of
-from lampseg.partition.backward import EmptyLoss
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
-from lampseg.partition.graph import Value, ValueId
-from lampseg.partition.live import LiveBytes
 from lampseg.partition.placement import Placement, place
 from lampseg.partition.plan import DeviceLoad, Plan
-from lampseg.partition.record import restored
 from lampseg.partition.schedule import Action
+from lampseg.recording.backward import EmptyLoss
+from lampseg.recording.graph import Value, ValueId
+from lampseg.recording.live import LiveBytes
+from lampseg.recording.record import restored
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,22 @@ def rehearse(model: CostedNetwork, plan: Plan, loss: MicroBatchLoss | None = Non
                 run = _Run(model, placement, stage, fake=fake, loss=loss, fresh=first_only, local=_local(plan, stage))
                 passes[stage, again] = run.measure(again=again)
     routes = [routes_of(placement, stage) for stage in range(placement.stages)]
-    return tuple(_walk(plan, load, passes, routes) for load in plan.devices)
+    roots = _optimizer_roots(model, placement, places_of(plan.choices))
+    return tuple(_walk(plan, load, passes, routes, roots.get(load.index, 0)) for load in plan.devices)
+
+
+def _optimizer_roots(model: CostedNetwork, placement: Placement, places: tuple[int, ...]) -> dict[int, int]:
+    """Bytes that the optimizer's step takes on each device: RMSprop makes a root of the numbers it keeps.
+
+    PyTorch does so for one parameter after the other, on CUDA for all at once.
+    """
+    owners = owners_of(model.network, placement)
+    sizes: dict[int, list[int]] = {}
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad:
+            sizes.setdefault(places[owners[name]], []).append(parameter.numel() * parameter.element_size())
+    together = sum if model.graph.input.device.type == "cuda" else max
+    return {device: together(each) for device, each in sizes.items()}
 
 
 def _local(plan: Plan, stage: int) -> frozenset[int]:
@@ -75,15 +90,17 @@ def _local(plan: Plan, stage: int) -> frozenset[int]:
     return frozenset(other for other, place in enumerate(places) if place == places[stage])
 
 
-def _walk(plan: Plan, load: DeviceLoad, passes: dict[tuple[int, bool], PassBytes], routes: list[Routes]) -> DeviceLoad:
-    """Goes through a device's actions and finds the moment of its peak."""
+def _walk(
+    plan: Plan, load: DeviceLoad, passes: dict[tuple[int, bool], PassBytes], routes: list[Routes], roots: int
+) -> DeviceLoad:
+    """Goes through a device's actions and finds the moment of its peak; `roots`: what the optimizer needs to step."""
     table, count = plan.timetable(), plan.choices.share
     itinerary = Itinerary(table, device=load.index, places=places_of(plan.choices), routes=[routes] * count)
     accumulated = load.gradient_bytes if count > 1 else 0
     state = load.parameter_bytes + load.optimizer_bytes + accumulated
     kept, pending = 0, list[tuple[int, int]]()
-    # The optimizer's step: all gradients, and for RMSprop a root of each number it keeps.
-    best = (state - accumulated + 2 * load.gradient_bytes, 0, 0)
+    # The optimizer's step comes when all gradients are there and nothing else is.
+    best = (state - accumulated + load.gradient_bytes + roots, 0, 0)
     for number, action in enumerate(itinerary.order):
         pending = [item for item in pending if item[0] > number]
         taken = passes[action.stage, runs_again(plan, action.stage, action.micro_batch, count)]

@@ -1,11 +1,11 @@
-"""From a network, an input shape and devices to a Plan: dry run, cost model, exact solver."""
+"""From a recorded network and devices to a Plan: cost model, exact cuts, search, forecast."""
 
 from lampseg.partition.costed import cost_network, record_for
-from lampseg.partition.graph import Graph
 from lampseg.partition.placement import Placement, place, transfer
 from lampseg.partition.plan import Choices, Plan, Stage, plans_from_json, plans_to_json
 from lampseg.partition.planner import make_plan
-from lampseg.partition.record import record
+from lampseg.recording.graph import Graph
+from lampseg.recording.record import record
 from lampseg.units import format_bytes
 
 __all__ = [

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lampseg.partition.graph import INPUT, Graph
-from lampseg.partition.kernel import Kernel
 from lampseg.partition.plan import Recompute
-from lampseg.partition.tally import Tally
+from lampseg.recording.graph import INPUT, Graph
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.tally import Tally
 
 Table = NDArray[np.float64]
 

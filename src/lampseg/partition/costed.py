@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from lampseg.hardware.device import Hardware, Precision, hardware_for
 from lampseg.partition.cost import IntervalCosts, Rates, Regime
-from lampseg.partition.graph import Graph
-from lampseg.partition.hardware import Hardware, Precision, hardware_for
 from lampseg.partition.plan import Recompute
-from lampseg.partition.record import record
-from lampseg.partition.tally import Tally, tally
+from lampseg.recording.graph import Graph
+from lampseg.recording.record import record
+from lampseg.recording.tally import Tally, tally
 
 MicroBatchLoss = Callable[[Any, tuple[int, ...]], Tensor]
 """The loss of one micro-batch from the network's output and the shape of its input, with labels of any content."""

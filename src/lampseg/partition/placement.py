@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lampseg.errors import UserError
-from lampseg.partition.graph import INPUT, Graph, Operation, ValueId
+from lampseg.recording.graph import INPUT, Graph, Operation, ValueId
 
 
 @dataclass(frozen=True)

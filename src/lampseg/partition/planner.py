@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from lampseg.errors import UserError
+from lampseg.hardware.device import Hardware
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.forecast import plan_of
-from lampseg.partition.hardware import Hardware
 from lampseg.partition.plan import Choices, Plan, Recompute
 from lampseg.partition.schedule import Pace, Schedule, timetable
 from lampseg.partition.several import solve_several

@@ -7,9 +7,9 @@ from typing import Literal
 from torch import nn
 
 from lampseg.errors import UserError
+from lampseg.hardware.device import Hardware
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss, cost_network
 from lampseg.partition.forecast import plan_of
-from lampseg.partition.hardware import Hardware
 from lampseg.partition.plan import Choices, DeviceLoad, Plan, Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.partition.search import Found, Options, counts_to_try, depends_on_micro_batches, search

@@ -69,19 +69,37 @@ def largest_patch(
 def fewest_devices(problem: Problem, *, memory: float) -> Plan | None:
     """The plan with the fewest devices of so many bytes each that fits; None if MOST_DEVICES do not do.
 
-    All devices share one copy of the network.
+    All devices share one copy of the network. More devices are taken to need less memory each, so the number is
+    doubled until it does and then found by bisection.
     """
     costs = problem.costed(problem.counts()[-1]).costs
-    first = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
-    for devices in range(first, min(MOST_DEVICES, costs.count) + 1):
+
+    def fitting(devices: int) -> Plan | None:
         for schedule in ("1f1b", "interleaved") if problem.schedule is None else (problem.schedule,):
-            if (2 if schedule in ("v", "interleaved") else 1) * devices > costs.count:
-                continue
-            asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
-            found = asked.solve()
-            if found.fits:
-                return found.plan
-    return None
+            if (2 if schedule in ("v", "interleaved") else 1) * devices <= costs.count:
+                asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
+                found = asked.solve()
+                if found.fits:
+                    return found.plan
+        return None
+
+    stages_each = 2 if problem.schedule in ("v", "interleaved") else 1
+    most = min(MOST_DEVICES, costs.count // stages_each)
+    devices = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
+    too_few = devices - 1
+    plan: Plan | None = None
+    while devices <= most and (plan := fitting(devices)) is None:
+        too_few, devices = devices, min(2 * devices, most) if devices < most else most + 1
+    if plan is None:
+        return None
+    while devices - too_few > 1:
+        middle = (too_few + devices) // 2
+        found = fitting(middle)
+        if found is None:
+            too_few = middle
+        else:
+            plan, devices = found, middle
+    return plan
 
 
 def levers(problem: Problem, *, stride: Sequence[int]) -> Iterator[Lever]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from lampseg.partition.costed import CostedNetwork
 from lampseg.partition.forecast import plan_of
-from lampseg.partition.graph import Graph
 from lampseg.partition.plan import Alternative, Choices, Plan, Recompute, describe_choices
 from lampseg.partition.planner import cut_for
-from lampseg.partition.random_operations import is_random
 from lampseg.partition.schedule import Schedule
+from lampseg.recording.graph import Graph
+from lampseg.recording.random_operations import is_random
 from lampseg.units import format_bytes
 
 CLOSE = 0.01

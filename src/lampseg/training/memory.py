@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lampseg.partition.live import LiveBytes
+from lampseg.recording.live import LiveBytes
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")

@@ -9,11 +9,11 @@ from torch import nn
 
 from lampseg.config import Config, StageConfig
 from lampseg.errors import UserError
+from lampseg.hardware.device import Hardware, hardware_for
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.partition import Plan
 from lampseg.partition.costed import record_for
-from lampseg.partition.hardware import Hardware, hardware_for
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
 from lampseg.training.planned_loss import planned_loss

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from lampseg.parallel.pipeline.routes import Routes
-from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement
 from lampseg.partition.schedule import Action
+from lampseg.recording.graph import Value, ValueId
 
 
 @dataclass

@@ -12,9 +12,9 @@ from lampseg.errors import GraphMismatchError
 from lampseg.parallel.pipeline.flight import Arrived, Flight
 from lampseg.parallel.pipeline.stage_mode import StageMode
 from lampseg.parallel.pipeline.transport import Transport
-from lampseg.partition.custom_functions import visible_functions
-from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.schedule import Action
+from lampseg.recording.custom_functions import visible_functions
+from lampseg.recording.graph import Value, ValueId
 
 
 class Passes:

@@ -9,8 +9,8 @@ device, is the matter of `transport`.
 from dataclasses import dataclass
 
 from lampseg.parallel.world import Kind
-from lampseg.partition.graph import Value, ValueId
 from lampseg.partition.placement import Placement
+from lampseg.recording.graph import Value, ValueId
 
 
 @dataclass(frozen=True)

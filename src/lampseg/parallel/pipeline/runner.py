@@ -18,10 +18,10 @@ from lampseg.parallel.randomness import mix
 from lampseg.parallel.replicas import Replicas
 from lampseg.parallel.state import owners_of
 from lampseg.partition.costed import record_for
-from lampseg.partition.kernels import storage_of
 from lampseg.partition.placement import Placement, transfer
 from lampseg.partition.plan import Choices
 from lampseg.partition.schedule import Pace, Timetable, device_of, forward_timetable, timetable
+from lampseg.recording.kernels import storage_of
 
 Shape = tuple[int, ...]
 

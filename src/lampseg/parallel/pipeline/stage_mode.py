@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map_only
 from lampseg.errors import GraphMismatchError, UserError
 from lampseg.parallel.pipeline.routes import Routes
 from lampseg.parallel.randomness import is_random, mix, seeded
-from lampseg.partition.graph import INPUT, NewTensor, Operation, SameTensor, Value, ValueId
-from lampseg.partition.kernels import storage_of, tensors_in
 from lampseg.partition.placement import Placement
-from lampseg.partition.recorder import fill_slots, function_name
+from lampseg.recording.graph import INPUT, NewTensor, Operation, SameTensor, Value, ValueId
+from lampseg.recording.kernels import storage_of, tensors_in
+from lampseg.recording.recorder import fill_slots, function_name
 
 _LABEL = "_lampseg_value"
 

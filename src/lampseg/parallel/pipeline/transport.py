@@ -11,8 +11,8 @@ from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.pipeline.itinerary import Channel, Itinerary
 from lampseg.parallel.pipeline.routes import Route
 from lampseg.parallel.world import Kind
-from lampseg.partition.graph import ValueId
 from lampseg.partition.schedule import Action
+from lampseg.recording.graph import ValueId
 
 AHEAD = 1
 """How many actions ahead receives are posted, so that what comes next arrives while this one computes."""

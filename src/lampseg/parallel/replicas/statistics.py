@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lampseg.errors import UserError
-from lampseg.partition.graph import Graph
+from lampseg.recording.graph import Graph
 
 _FUNCTIONS = {_BatchNorm.forward: "batch_norm", _InstanceNorm.forward: "instance_norm"}
 _STATISTICS = ("running_mean", "running_var")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.replicas.gradients import GradientSum
 from lampseg.parallel.replicas.statistics import RunningStatistics
-from lampseg.partition.graph import Graph
+from lampseg.recording.graph import Graph
 
 
 class Replicas:

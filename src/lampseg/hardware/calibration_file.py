@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from lampseg.errors import UserError
-from lampseg.partition.hardware import Hardware
+from lampseg.hardware.device import Hardware
 
 VERSION = 1
 

@@ -1,7 +1,7 @@
 """What a convolution library allocates beside the tensors while one call runs."""
 
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.rates import channels_of, unfolded_bytes
+from lampseg.hardware.rates import channels_of, unfolded_bytes
+from lampseg.recording.kernel import Kernel
 
 _BLOCK = 16
 """oneDNN keeps channels in blocks of so many numbers."""

@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lampseg.partition.graph import Graph
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.kernel_kinds import kernel_of
-from lampseg.partition.kernels import tensors_of
-from lampseg.partition.live import LiveBytes
-from lampseg.partition.recorder import Recorder, Refused, function_name
+from lampseg.recording.graph import Graph
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.kernel_kinds import kernel_of
+from lampseg.recording.kernels import tensors_of
+from lampseg.recording.live import LiveBytes
+from lampseg.recording.recorder import Recorder, Refused, function_name
 
 _DEVICE = torch.ops.prim.device.default
 _GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default

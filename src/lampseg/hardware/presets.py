@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lampseg.errors import UserError
-from lampseg.partition.hardware import Hardware, Link, Precision
-from lampseg.partition.rates import Curve, Dense, Rates, Surface
+from lampseg.hardware.device import Hardware, Link, Precision
+from lampseg.hardware.rates import Curve, Dense, Rates, Surface
 
 GIB = 1024.0**3
 

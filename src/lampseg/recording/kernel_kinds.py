@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from lampseg.partition.fallback import falls_back
-from lampseg.partition.kernel import Kernel, Kind
+from lampseg.hardware.fallback import falls_back
+from lampseg.recording.kernel import Kernel, Kind
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {"convolution": 0, "convolution_overrideable": 0, "_convolution": 0, "convolution_backward": 1}

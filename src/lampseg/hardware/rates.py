@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lampseg.partition.kernel import Kernel
+from lampseg.recording.kernel import Kernel
 
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 """Operators that move no bytes, whatever the size of what they return."""

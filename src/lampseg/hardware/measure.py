@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.kernel_kinds import kernel_of
-from lampseg.partition.kernels import tensors_of
-from lampseg.partition.rates import Curve, Dense, Rates, Surface, between, channels_of, family, mover, unfolded_bytes
-from lampseg.partition.samples import Sample
+from lampseg.hardware.rates import Curve, Dense, Rates, Surface, between, channels_of, family, mover, unfolded_bytes
+from lampseg.hardware.samples import Sample
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.kernel_kinds import kernel_of
+from lampseg.recording.kernels import tensors_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _clock = time.perf_counter

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lampseg.errors import UserError
-from lampseg.partition.graph import INPUT, Graph, NewTensor, Operation, SameTensor, Storage, Value, ValueId
-from lampseg.partition.kernels import Kernels, storage_of, tensors_in
+from lampseg.recording.graph import INPUT, Graph, NewTensor, Operation, SameTensor, Storage, Value, ValueId
+from lampseg.recording.kernels import Kernels, storage_of, tensors_in
 
 # Effects that can be neither replayed nor sent to another stage.
 # fmt: off

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.kernel_kinds import kernel_of
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.kernel_kinds import kernel_of
 
 _DEVICE = torch.ops.prim.device.default
 

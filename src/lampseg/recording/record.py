@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lampseg.errors import UserError
-from lampseg.partition.backward import SecondPass, emptied_gradients, run_backward
-from lampseg.partition.custom_functions import visible_functions
-from lampseg.partition.graph import Graph
-from lampseg.partition.recorder import Recorder, Refused
+from lampseg.recording.backward import SecondPass, emptied_gradients, run_backward
+from lampseg.recording.custom_functions import visible_functions
+from lampseg.recording.graph import Graph
+from lampseg.recording.recorder import Recorder, Refused
 
 
 def record(
@@ -48,7 +48,7 @@ def record(
         autocast: the dtype of mixed precision, None without.
         gradients: whether autograd is on.
         backward: records the backward of every operation as well, and the memory alive in its forward and backward
-            (`lampseg.partition.backward` has the definitions), in about three times the time.
+            (`lampseg.recording.backward` has the definitions), in about three times the time.
 
     Raises:
         UserError: the network does something that depends on the data, or that can't be split; the message
@@ -169,7 +169,7 @@ def _quiet() -> Iterator[None]:
 
 def _network_line(error: BaseException) -> str:
     """Where the network made the call: the innermost line outside torch and lampseg's own recording, if any."""
-    own = ("/torch/", "/lampseg/partition/", "/lampseg/parallel/", "/contextlib.py")
+    own = ("/torch/", "/lampseg/recording/", "/lampseg/partition/", "/lampseg/parallel/", "/contextlib.py")
     frames = list(traceback.extract_tb(error.__traceback__))
     # The function that is checkpointed belongs to the network, too, but the fault is the call of checkpoint.
     checkpoint = next((n for n, f in enumerate(frames) if f.filename.endswith("torch/utils/checkpoint.py")), None)

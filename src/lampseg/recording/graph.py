@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lampseg.partition.kernel import Kernel
+from lampseg.recording.kernel import Kernel
 
 ValueId = tuple[int, int]
 """(operation number, output number); operation -1 is the network's input."""
@@ -87,11 +87,11 @@ class Operation:
     kernels: tuple[Kernel, ...] = ()
     """That its forward runs, in order."""
     backward_kernels: tuple[Kernel, ...] = ()
-    """That its backward runs, in order; recorded on request (`lampseg.partition.backward` says whose is which)."""
+    """That its backward runs, in order; recorded on request (`lampseg.recording.backward` says whose is which)."""
     forward_extra: int = 0
     backward_extra: int = 0
     """Bytes alive at the peak of its forward or backward, beside what autograd saved and beside parameters, buffers
-    and accumulated gradients; recorded on request (`lampseg.partition.backward` has the definition)."""
+    and accumulated gradients; recorded on request (`lampseg.recording.backward` has the definition)."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from lampseg.machine import threads_per_process
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.rates import Rates
-from lampseg.partition.workspace import workspace_bytes
+from lampseg.hardware.machine import threads_per_process
+from lampseg.hardware.rates import Rates
+from lampseg.hardware.workspace import workspace_bytes
+from lampseg.recording.kernel import Kernel
 from lampseg.units import parse_bytes
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -117,8 +117,8 @@ def hardware_for(*, kind: Literal["cpu", "cuda"], name: str | None = None, proce
     Raises:
         UserError: an unknown name, or a calibration that can't be read or does not fit.
     """
-    from lampseg.partition.calibration_file import find_calibration, is_path, read_calibration
-    from lampseg.partition.presets import generic_card, local_preset, preset
+    from lampseg.hardware.calibration_file import find_calibration, is_path, read_calibration
+    from lampseg.hardware.presets import generic_card, local_preset, preset
 
     threads = threads_of_each(kind, processes)
     if name is None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lampseg.partition.kernel import Kernel
-from lampseg.partition.kernel_kinds import kernel_of
-from lampseg.partition.kernels import tensors_of
-from lampseg.partition.live import LiveBytes
+from lampseg.recording.kernel import Kernel
+from lampseg.recording.kernel_kinds import kernel_of
+from lampseg.recording.kernels import tensors_of
+from lampseg.recording.live import LiveBytes
 
 _DEVICE = torch.ops.prim.device.default
 
