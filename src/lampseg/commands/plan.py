@@ -1,5 +1,7 @@
 """`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
+from dataclasses import replace
+
 from lampseg.config import Config
 from lampseg.data import read_dataset, split_training
 from lampseg.data.headers import largest_shape
@@ -72,7 +74,9 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
     size = parse_bytes(memory)
     if size is None:
         raise UserError(f"--fewest-devices: {memory!r} is not an amount of memory such as 16GiB")
-    found = fewest_devices(subject.problem(-1), memory=size)
+    # A GPU of this memory is meant, as by --devices NxMEMORY, unless the hardware is named.
+    hardware = hardware_of(subject.config, parse_devices(f"1x{memory}", planning=True))
+    found = fewest_devices(replace(subject, hardware=hardware).problem(-1), memory=size)
     if found is None:
         raise UserError(
             f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "
