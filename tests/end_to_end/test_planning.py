@@ -70,7 +70,7 @@ def test_the_largest_patch(config: Path, capsys: Capture) -> None:
 def test_the_fewest_devices(config: Path, capsys: Capture) -> None:
     (one,) = as_json(capsys, config, *NOWHERE, "--fewest-devices", "16GiB")
     assert one["choices"]["devices"] == 1
-    (more,) = as_json(capsys, config, *NOWHERE, "--fewest-devices", "1032MiB", "--parallel.recompute", "none")
+    (more,) = as_json(capsys, config, *NOWHERE, "--fewest-devices", "1056MiB", "--parallel.recompute", "none")
     assert 1 < more["choices"]["devices"] < MOST_DEVICES
     assert "not an amount of memory such as 16GiB" in refused(
         capsys, "plan", config, *NOWHERE, "--fewest-devices", "much"
