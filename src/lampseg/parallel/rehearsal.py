@@ -103,7 +103,7 @@ def _walk(
     best = (state - accumulated + load.gradient_bytes + roots, 0, 0)
     for number, action in enumerate(itinerary.order):
         pending = [item for item in pending if item[0] > number]
-        taken = passes[action.stage, runs_again(plan, action.stage, action.micro_batch, count)]
+        taken = passes[action.stage, plan.choices.runs_again(action.stage, action.micro_batch, count)]
         following = itinerary.order[number + 1 : number + 1 + AHEAD]
         arriving = sum(
             route.value.nbytes
@@ -132,14 +132,6 @@ def _walk(
         temporary_bytes=rest - gradients,
         peak_bytes=peak + load.library_bytes,
     )
-
-
-def runs_again(plan: Plan, stage: int, micro_batch: int, count: int) -> bool:
-    """Whether a micro-batch runs through a stage (again) just before its backward."""
-    recompute = plan.choices.recompute[stage]
-    if recompute == "all_but_last":
-        return micro_batch < count - 1 or stage == plan.choices.stages - 1
-    return recompute == "all"
 
 
 class _Run:

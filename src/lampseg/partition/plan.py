@@ -48,6 +48,17 @@ class Choices:
         """Tells what was measured with these choices from what was measured with others."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
 
+    def runs_again(self, stage: int, micro_batch: int, count: int) -> bool:
+        """Whether a micro-batch (of so many in its replica) runs through a stage (again) just before its backward.
+
+        The last stage puts off every forward to that moment, at no cost, so that its micro-batches stay in order
+        (BatchNorm's running statistics depend on it).
+        """
+        recompute = self.recompute[stage]
+        if recompute == "all_but_last":
+            return micro_batch < count - 1 or stage == self.stages - 1
+        return recompute == "all"
+
     def check(self) -> None:
         """Raises UserError if these choices contradict each other; the message names the field."""
         for name, value in (

@@ -117,7 +117,7 @@ class PipelineRunner:
             else:
                 flight = flights.pop((stage, m))
             started, waited = time.perf_counter(), transport.waited
-            again = self._runs_again(stage, m, len(block))
+            again = self.choices.runs_again(stage, m, len(block))
             if kind == "forward" and again:
                 self._passes.forward_without_graph(flight, transport=transport)
             elif kind == "forward" or again:
@@ -167,17 +167,6 @@ class PipelineRunner:
     ) -> Flight:
         placement, routes = placed
         return Flight(stage, m, placement, routes[stage], seed, x=x)
-
-    def _runs_again(self, stage: int, m: int, count: int) -> bool:
-        """Whether a micro-batch runs through a stage (again) just before its backward.
-
-        The last stage puts off every forward to that moment, at no cost, so that its micro-batches stay in order
-        (BatchNorm's running statistics depend on it).
-        """
-        recompute = self.choices.recompute[stage]
-        if recompute == "all_but_last":
-            return m < count - 1 or stage == self.choices.stages - 1
-        return recompute == "all"
 
     def _timetable(self, count: int) -> Timetable:
         choices = self.choices
