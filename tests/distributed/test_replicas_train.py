@@ -59,6 +59,7 @@ def train_and_predict(world: World, folder: Path, name: str, ways: list[tuple[An
     run = folder / name
     run.mkdir(exist_ok=True)
     Trainer(job, plans_of(job, ways), world=world, run=run, resume=False).train()
+    world.gather(None)  # rank 0 has written the weights
     network = job.build()
     network.load_state_dict(load_file(run / "checkpoints/stage-2.safetensors"))
     network.train()

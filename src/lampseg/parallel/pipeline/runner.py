@@ -112,8 +112,9 @@ class PipelineRunner:
         for number, (kind, stage, m) in enumerate(transport.order):
             transport.begin(number)
             if kind == "forward":
-                x = load(block[m]) if stage == 0 else None
-                flight = flights[stage, m] = self._flight(stage, m, placed[m], seed=mix(seed, block[m]), x=x)
+                flight = flights[stage, m] = self._flight(
+                    stage, m, placed[m], seed=mix(seed, block[m]), x=load(block[m]) if stage == 0 else None
+                )
             else:
                 flight = flights.pop((stage, m))
             started, waited = time.perf_counter(), transport.waited
