@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/lampseg demo --out demo
 
 test: lint types
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
