@@ -246,6 +246,7 @@ class _Fake:
 
     def __init__(self, network: nn.Module, mode: FakeTensorMode) -> None:
         self.network, self.mode = network, mode
+        self._on_meta: dict[int, Tensor] = {}
         self._original = [
             (table, key, tensor)
             for module in network.modules()
@@ -262,9 +263,17 @@ class _Fake:
         made: dict[int, Tensor] = {}
         for table, key, tensor in self._original:
             if id(tensor) not in made:
-                mine = owners[self._names[id(tensor)]] == stage
-                made[id(tensor)] = self._twin(tensor, device if mine else torch.device("meta"), gradients and mine)
+                if owners[self._names[id(tensor)]] == stage:
+                    made[id(tensor)] = self._twin(tensor, device, gradients)
+                else:
+                    made[id(tensor)] = self._absent(tensor)
             cast(dict[str, Any], table)[key] = made[id(tensor)]
+
+    def _absent(self, tensor: Tensor) -> Tensor:
+        """On meta; no stage changes it, so that one serves all."""
+        if id(tensor) not in self._on_meta:
+            self._on_meta[id(tensor)] = self._twin(tensor, torch.device("meta"), False)
+        return self._on_meta[id(tensor)]
 
     def _twin(self, tensor: Tensor, device: torch.device, gradient: bool) -> Tensor:
         with self.mode, torch.no_grad():

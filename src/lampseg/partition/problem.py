@@ -18,6 +18,8 @@ from lampseg.units import format_bytes
 AUTO_MICRO_BATCHES = 8
 """Into how many micro-batches a mini-batch is cut at most, where it matters to the result."""
 MOST_ROUNDS = 5
+HOPELESS = 2.5
+"""A plan that by the estimate needs so many times the memory is not rehearsed: no estimate is so much too high."""
 
 Rehearse = Callable[[CostedNetwork, Plan, MicroBatchLoss | None], tuple[DeviceLoad, ...]]
 
@@ -94,14 +96,14 @@ class Problem:
         fallback: Found | None = None
         for _ in range(MOST_ROUNDS):
             found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
-            plan = self._rehearsed(found.plan)
             if self.memory is None:
-                return replace(found, plan=plan)
+                return replace(found, plan=self._rehearsed(found.plan))
             assert memory is not None
-            each = plan.choices.devices
+            each = found.plan.choices.devices
             limits = [min(self.memory[device::each]) / self.margin for device in range(each)]
-            over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
             estimated = max(load.peak_bytes / limit for load, limit in zip(found.plan.devices, limits))
+            plan = self._rehearsed(found.plan, exactly=estimated < HOPELESS)
+            over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
             if over <= 1 and (found.fits or fallback is not None):
                 return Found(plan, fits=True)
             if over <= 1:  # it was made to need little, at any price in time: there may be a faster one
@@ -135,9 +137,9 @@ class Problem:
                 )
         return plan
 
-    def _rehearsed(self, plan: Plan) -> Plan:
+    def _rehearsed(self, plan: Plan, *, exactly: bool = True) -> Plan:
         loads = plan.devices
-        if self.rehearse is not None:
+        if self.rehearse is not None and exactly:
             loads = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
         limits: Sequence[float] | None = self.memory
         each = plan.choices.devices
