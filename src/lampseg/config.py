@@ -129,8 +129,8 @@ class ParallelConfig(Section):
     """Copies of the network that share the micro-batches of a step."""
     schedule: Literal["auto", "gpipe", "1f1b", "interleaved", "v"] = "auto"
     micro_batches: PositiveInt | Literal["auto", "any"] = "auto"
-    """How many micro-batches a mini-batch is cut into. auto: the planner's choice if that makes no difference to the
-    result, else (BatchNorm, dropout) min(batch, 8), the same for any device count; any: the planner's choice."""
+    """How many micro-batches a mini-batch is cut into. auto: min(batch, 8), the same for any device count; any: the
+    planner's choice, so that results depend on the devices."""
     recompute: Literal["auto", "none", "all_but_last", "all"] = "auto"
     """Run the forward again in the backward, instead of keeping its activations; auto: in the stages that need it."""
     hardware: str | None = None

@@ -56,5 +56,5 @@ def on_two(config: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def on_three(config: Path, folder: Path) -> Path:
-    """The run folder of the training on three devices, as the planner likes: copies of the network, then stages."""
-    return train(config, folder / "on-three", devices=3)
+    """The run folder of the training on three devices that share the network."""
+    return train(config, folder / "on-three", "parallel.mode=pipeline", devices=3)

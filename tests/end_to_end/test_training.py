@@ -47,13 +47,6 @@ def test_one_two_and_three_devices_give_the_same_losses(on_one: Path, on_two: Pa
     assert len({round(loss, 6) for loss in losses(on_one)}) > 15, "the losses do not move"
 
 
-def test_the_planner_chose_copies_for_patches_and_stages_for_volumes(on_three: Path) -> None:
-    plans = plans_from_json((on_three / "plan.json").read_text())
-    meshes = [(plan.choices.replicas, plan.choices.devices) for plan in plans]
-    assert meshes[0] == (3, 1)
-    assert meshes[2] == (1, 3)
-
-
 def test_validations_agree(on_one: Path, on_two: Path, on_three: Path) -> None:
     expected = [record for record in metrics(on_one) if "validation" in record]
     assert [record["step"] for record in expected] == [8, 15, 20]

@@ -12,8 +12,6 @@ from lampseg.partition.forecast import plan_of
 from lampseg.partition.plan import Alternative, Choices, Plan, Recompute, describe_choices
 from lampseg.partition.planner import cut_for
 from lampseg.partition.schedule import Schedule
-from lampseg.recording.graph import Graph
-from lampseg.recording.random_operations import is_random
 from lampseg.units import format_bytes
 
 CLOSE = 0.01
@@ -65,14 +63,6 @@ def counts_to_try(batch: int) -> tuple[int, ...]:
     chosen = even if len(even) >= 2 else counts
     step = -(-len(chosen) // MOST_COUNTS)
     return tuple(sorted({*chosen[::-step], chosen[0]}))
-
-
-def depends_on_micro_batches(graph: Graph) -> str | None:
-    """The first operation for which it matters how a mini-batch is cut: BatchNorm in training, random numbers."""
-    for op in graph.operations:
-        if op.name == "batch_norm" or is_random(op.name) or op.name.endswith(".apply"):
-            return f"{op.name} in {op.module or 'the network'}"
-    return None
 
 
 def search(
