@@ -18,8 +18,8 @@ from lampseg.units import format_bytes
 AUTO_MICRO_BATCHES = 8
 """Into how many micro-batches a mini-batch is cut at most, for any number of devices.
 
-Their number changes what BatchNorm computes and dropout drops, and elsewhere the rounding, which RMSprop magnifies: with
-it float32 losses on one and on two devices differed by 3e-3 after 20 steps.
+Their number changes what BatchNorm computes and dropout drops, and elsewhere the rounding, which RMSprop magnifies:
+float32 losses on one and on several devices differed by up to 3e-3 within 20 steps when it followed the devices.
 """
 MOST_ROUNDS = 5
 HOPELESS = 2.5
