@@ -126,8 +126,8 @@ class ParallelConfig(Section):
     mode: Literal["auto", "pipeline", "data"] = "auto"
     """pipeline: all devices share one network; data: each has a copy; auto: what is faster and fits, or a mixture."""
     replicas: PositiveInt | Literal["auto"] = 1
-    """Copies of the network that share the micro-batches of a step; auto: the planner's choice. More than one add the
-    gradients in another order: exact in float64, but RMSprop magnifies float32 rounding (3e-3 of the loss in 20 steps)."""
+    """Copies of the network that share the micro-batches of a step; auto: the planner's choice. More than one sum the
+    gradients in another order; RMSprop magnifies float32 rounding (to 3e-3 of the loss within 20 steps)."""
     schedule: Literal["auto", "gpipe", "1f1b", "interleaved", "v"] = "auto"
     micro_batches: PositiveInt | Literal["auto", "any"] = "auto"
     """How many micro-batches a mini-batch is cut into. auto: min(batch, 8), the same for any device count; any: the
