@@ -87,7 +87,7 @@ class Problem:
 
         The search works with bytes that are estimated for every possible stage; the plan that it finds is rehearsed,
         which gives them exactly. If it turns out not to fit, the search is repeated with correspondingly less memory;
-        if nothing fits by the estimate, but the plan that comes closest does, with correspondingly more.
+        if nothing fits by the estimate, with as much more as it was too high for the plan that came closest.
 
         Raises:
             UserError: the network can't be recorded, or cut into so many stages.
@@ -97,6 +97,7 @@ class Problem:
         options = Options(counts, self.replicas, self.schedule, self.recompute)
         memory = None if self.memory is None else tuple(limit / self.margin for limit in self.memory)
         fallback: Found | None = None
+        relaxed = False
         for _ in range(MOST_ROUNDS):
             found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
             if self.memory is None:
@@ -107,15 +108,17 @@ class Problem:
             estimated = max(load.peak_bytes / limit for load, limit in zip(found.plan.devices, limits))
             plan = self._rehearsed(found.plan, exactly=estimated < HOPELESS)
             over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
-            if over <= 1 and (found.fits or fallback is not None):
+            if over <= 1 and (found.fits or relaxed):
                 return Found(plan, fits=True)
+            if found.fits:
+                memory = tuple(limit * min(0.99, estimated / over) for limit in memory)
+                continue
             if over <= 1:  # it was made to need little, at any price in time: there may be a faster one
                 fallback = Found(plan, fits=True)
-                memory = tuple(limit * estimated / over for limit in memory)
-            elif not found.fits:
-                return fallback or Found(plan, fits=False)
-            else:
-                memory = tuple(limit * min(0.99, estimated / over) for limit in memory)
+            if relaxed or estimated <= over:
+                break
+            relaxed = True
+            memory = tuple(limit * estimated / over for limit in memory)
         return fallback or Found(plan, fits=False)
 
     def given(self, choices: Choices, *, digest: str) -> Plan:
