@@ -92,7 +92,7 @@ def main() -> None:
     listed = cases()[:1] if chosen.quick else cases()
     data, tables = [], []
     for table in sorted({case.table for case in listed}):
-        patches = ["64"] if chosen.quick else ["64", "128", LARGEST[table], *(["whole"] if table == "table5" else [])]
+        patches = ["64"] if chosen.quick else ["64", "128", LARGEST[table]]
         for patch in dict.fromkeys(patches):
             rows = []
             for case in (case for case in listed if case.table == table):
