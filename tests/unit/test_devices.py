@@ -75,4 +75,4 @@ def test_more_gpus_than_there_are_can_only_be_planned(gpus: Any) -> None:
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert [threads_per_process(count) for count in (1, 2, 4, 9)] == [6, 3, 1, 1]
+    assert [threads_per_process(count) for count in (1, 2, 4, 9)] == [3, 3, 1, 1]

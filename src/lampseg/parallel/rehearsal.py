@@ -66,22 +66,21 @@ def rehearse(model: CostedNetwork, plan: Plan, loss: MicroBatchLoss | None = Non
                 run = _Run(model, placement, stage, fake=fake, loss=loss, fresh=first_only, local=_local(plan, stage))
                 passes[stage, again] = run.measure(again=again)
     routes = [routes_of(placement, stage) for stage in range(placement.stages)]
-    roots = _optimizer_roots(model, placement, places_of(plan.choices))
-    return tuple(_walk(plan, load, passes, routes, roots.get(load.index, 0)) for load in plan.devices)
+    trained = _trained(model, placement)
+    return tuple(
+        _walk(plan, load, passes, routes, trained, cuda=model.graph.input.device.type == "cuda")
+        for load in plan.devices
+    )
 
 
-def _optimizer_roots(model: CostedNetwork, placement: Placement, places: tuple[int, ...]) -> dict[int, int]:
-    """Bytes that the optimizer's step takes on each device: RMSprop makes a root of the numbers it keeps.
-
-    PyTorch does so for one parameter after the other, on CUDA for all at once.
-    """
+def _trained(model: CostedNetwork, placement: Placement) -> dict[int, list[int]]:
+    """Bytes of each trained parameter, by stage."""
     owners = owners_of(model.network, placement)
     sizes: dict[int, list[int]] = {}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
-            sizes.setdefault(places[owners[name]], []).append(parameter.numel() * parameter.element_size())
-    together = sum if model.graph.input.device.type == "cuda" else max
-    return {device: together(each) for device, each in sizes.items()}
+            sizes.setdefault(owners[name], []).append(parameter.numel() * parameter.element_size())
+    return sizes
 
 
 def _local(plan: Plan, stage: int) -> frozenset[int]:
@@ -91,16 +90,30 @@ def _local(plan: Plan, stage: int) -> frozenset[int]:
 
 
 def _walk(
-    plan: Plan, load: DeviceLoad, passes: dict[tuple[int, bool], PassBytes], routes: list[Routes], roots: int
+    plan: Plan,
+    load: DeviceLoad,
+    passes: dict[tuple[int, bool], PassBytes],
+    routes: list[Routes],
+    trained: dict[int, list[int]],
+    *,
+    cuda: bool,
 ) -> DeviceLoad:
-    """Goes through a device's actions and finds the moment of its peak; `roots`: what the optimizer needs to step."""
+    """Goes through a device's actions and finds the moment of its peak.
+
+    Args:
+        trained: bytes of the trained parameters of each stage.
+    """
     table, count = plan.timetable(), plan.choices.share
     itinerary = Itinerary(table, device=load.index, places=places_of(plan.choices), routes=[routes] * count)
-    accumulated = load.gradient_bytes if count > 1 else 0
-    state = load.parameter_bytes + load.optimizer_bytes + accumulated
+    state = load.parameter_bytes + load.optimizer_bytes
+    # Passes of a single micro-batch make the gradients; of several, a stage's first backward does.
+    without = {stage for stage in trained if count > 1}
     kept, pending = 0, list[tuple[int, int]]()
-    # The optimizer's step comes when all gradients are there and nothing else is.
-    best = (state - accumulated + load.gradient_bytes + roots, 0, 0)
+    # The optimizer's step comes when all gradients are there and nothing else is. RMSprop makes a root of the numbers
+    # it keeps: PyTorch does so for one parameter after the other, on CUDA for all at once.
+    mine = [n for stage, sizes in trained.items() if itinerary.places[stage] == load.index for n in sizes]
+    roots = (sum(mine) if cuda else max(mine)) if mine else 0
+    best = (state + load.gradient_bytes + roots, 0, 0)
     for number, action in enumerate(itinerary.order):
         pending = [item for item in pending if item[0] > number]
         taken = passes[action.stage, plan.choices.runs_again(action.stage, action.micro_batch, count)]
@@ -113,6 +126,9 @@ def _walk(
         )
         boundary = arriving + sum(nbytes for _, nbytes in pending)
         forward = action.kind == "forward"
+        if not forward and action.stage in without:
+            without.remove(action.stage)
+            state += sum(trained[action.stage])
         peak = state + kept + boundary + (taken.forward_peak if forward else taken.backward_peak)
         best = max(best, (peak, kept, boundary))
         for route, nbytes in (taken.sent if forward else taken.returned).items():

@@ -69,16 +69,12 @@ class _Tracked:
         if self.module.momentum is not None:
             return float(self.module.momentum)
         # Without momentum instance norm updates nothing, nor does a batch norm that does not count.
-        return None if self._counts else 0.0
+        return None if _counter(self.module) is not None else 0.0
 
-    @property
-    def _counts(self) -> bool:
-        return isinstance(self.module, _BatchNorm) and self.module.num_batches_tracked is not None
 
-    def add_to_count(self, updates: int) -> None:
-        if self._counts:
-            assert self.module.num_batches_tracked is not None
-            self.module.num_batches_tracked.add_(updates)
+def _counter(module: _NormBase) -> Tensor | None:
+    """The buffer in which a norm counts its updates, if it does."""
+    return module.num_batches_tracked if isinstance(module, _BatchNorm) else None
 
 
 class RunningStatistics:
@@ -121,6 +117,12 @@ class RunningStatistics:
         # A norm that is called in another way may update the buffers it reads; seen only when it has.
         self._watched = {name: buffers[name].clone() for name in sorted(read & buffers.keys())}
         self._tracked = []
+        # A cut may lie between the count and the norm: then another device holds the count.
+        self._counted = [
+            (counter, updates[name])
+            for name, module in norms.items()
+            if (counter := _counter(module)) is not None and not counter.is_meta and type(module).forward in _FUNCTIONS
+        ]
         for name, module in norms.items():
             assert isinstance(module.running_mean, Tensor)
             if not module.running_mean.is_meta and type(module).forward in _FUNCTIONS:
@@ -137,15 +139,20 @@ class RunningStatistics:
         """
         named = dict(self._network.named_buffers())
         self._refuse([name for name, start in self._watched.items() if not torch.equal(named[name], start)])
-        if not self._tracked:
+        known = [norm.updates for norm in self._tracked] + [updates for _, updates in self._counted]
+        if not known:
             return
         size, mine = dist.get_world_size(self._group), dist.get_rank(self._group)
-        device = self._tracked[0].start[0].device
-        counts = torch.zeros(size, len(self._tracked), dtype=torch.int64, device=device)
-        counts[mine] = torch.tensor([norm.updates for norm in self._tracked])
+        some = self._tracked[0].start[0] if self._tracked else self._counted[0][0]
+        counts = torch.zeros(size, len(known), dtype=torch.int64, device=some.device)
+        counts[mine] = torch.tensor(known)
         dist.all_reduce(counts, group=self._group)
         after, total = counts[mine + 1 :].sum(0).tolist(), counts.sum(0).tolist()
         with torch.no_grad():
+            for (counter, updates), everywhere in zip(self._counted, total[len(self._tracked) :], strict=True):
+                counter.add_(everywhere - updates)
+            if not self._tracked:
+                return
             # In double precision: the difference of two near numbers is what is summed.
             parts = [
                 contribution(
@@ -156,13 +163,13 @@ class RunningStatistics:
                     momentum=norm.momentum,
                     before=norm.before,
                 ).flatten()
-                for norm, later in zip(self._tracked, after, strict=True)
+                for norm, later in zip(self._tracked, after)
                 for key, start in zip(_STATISTICS, norm.start, strict=True)
             ]
             flat = torch.cat(parts)
             dist.all_reduce(flat, group=self._group)
             sums = iter(flat.split([part.numel() for part in parts]))
-            for norm, updates in zip(self._tracked, total, strict=True):
+            for norm, updates in zip(self._tracked, total):
                 for key, start in zip(_STATISTICS, norm.start, strict=True):
                     end = joined(
                         next(sums).view_as(start),
@@ -172,7 +179,6 @@ class RunningStatistics:
                         before=norm.before,
                     )
                     getattr(norm.module, key).copy_(end)
-                norm.add_to_count(updates - norm.updates)
 
     def _refuse(self, names: Sequence[str]) -> None:
         if names:
