@@ -59,7 +59,7 @@ class Trainer:
         network = job.build()
         saved = self._read_checkpoint(network) if resume else None
         stage = self._stage_after(self.step)[0]
-        self.model = ParallelModel(network, plans[stage], world=world)
+        self.model = ParallelModel(network, plans[stage], world=world, stride=job.stride)
         self.optimizer = self._new_optimizer(stage)
         self.memory = PeakMemory(world.device, held=sum(t.numel() * t.element_size() for t in self._held()))
         self.tensors = TensorPeak(world.device)
@@ -138,18 +138,21 @@ class Trainer:
         draws = sampler.draws(within)
         # Volumes of one batch differ in shape; those of one micro-batch must not.
         parts = cut(draws, len(draws) if settings.whole else self.plans[stage].micro_batches)
-        batches = [MicroBatch(sampler, part, self.dtype, self.world.device) for part in parts]
+        runner = self.model.runner
+        batches = [MicroBatch(sampler, part, self.dtype, self.world.device, runner.region) for part in parts]
 
         def loss(m: int, output: Any) -> Tensor:
             batch = batches[m]
-            target = self.tensors.noted(batch.target())
-            terms = supervised_loss(self.loss, output, target, batch.annotated(), batch.valid())
+            target = runner.placed(self.tensors.noted(batch.target()), batch.shape)
+            valid = batch.valid()
+            valid = None if valid is None else runner.placed(valid, batch.shape)
+            terms = supervised_loss(self.loss, output, target, batch.annotated(), valid)
             return mini_batch_loss(terms, batch=len(draws))
 
         self.memory.reset()
         begun = time.perf_counter()
         with self.tensors.measure(self._held()):
-            losses = self.model.runner.step(
+            losses = runner.step(
                 [batch.shape for batch in batches],
                 load=lambda m: self.tensors.noted(batches[m].image()),
                 loss=loss,
@@ -161,8 +164,8 @@ class Trainer:
             "loss": sum(losses),
             "peak": self.memory.read(),
             "tensors": self.tensors.nbytes,
-            "busy": self.model.runner.busy,
-            "stages": self.model.runner.seconds,
+            "busy": runner.busy,
+            "stages": runner.seconds,
             "seconds": time.perf_counter() - begun,
         }
         ranks: list[Any] = self.world.gather(mine)

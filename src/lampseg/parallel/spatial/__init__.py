@@ -1,0 +1,6 @@
+"""Spatial parallelism: every rank holds a slab of the volume through the whole, unmodified network."""
+
+from lampseg.parallel.spatial import rules  # noqa: F401  (the functions that slab mode knows)
+from lampseg.parallel.spatial.mode import NotExactError, SpatialParallel
+
+__all__ = ["NotExactError", "SpatialParallel"]
