@@ -112,7 +112,7 @@ def test_memory_decides() -> None:
     free = asked.solve().plan
     reserve = CARD.reserve_bytes
     ways = []
-    for share in (1.1, 0.9, 0.7, 0.5, 0.3, 0.02):
+    for share in (1.1, 0.9, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, 0.02):
         limit = reserve + (needs(free) - reserve) * share
         found = replace(asked, memory=(limit, limit)).solve()
         ways.append((found.fits, found.plan.choices.replicas, set(found.plan.choices.recompute) != {"none"}))

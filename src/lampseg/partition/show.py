@@ -93,6 +93,8 @@ def drawing(plan: Plan, *, width: int = 64) -> Text:
 def _lane(entries: Sequence[Entry], *, seconds: float, width: int) -> Text:
     lane = [(WAIT, "dim")] * width
     for entry in entries:
+        if entry.end <= entry.start:
+            continue  # put off to its backward
         forward = entry.action.kind == "forward"
         symbols, style = (FORWARD, "cyan") if forward else (BACKWARD, "green")
         first, last = (round(time / max(seconds, 1e-30) * width) for time in (entry.start, entry.end))

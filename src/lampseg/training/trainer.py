@@ -16,6 +16,8 @@ from lampseg.evaluation.tables import write_text
 from lampseg.parallel.exchange import gather_all, scatter_all
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.randomness import mix
+from lampseg.parallel.spatial.runner import SlabRunner
+from lampseg.parallel.spatial.self_check import check_slabs
 from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
@@ -55,6 +57,7 @@ class Trainer:
         self.loss = HybridLoss(job.class_weights, self.config.loss.focal, self.config.loss.gamma).to(world.device)
         self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
         self.step = 0
+        self._checked: set[tuple[int, ...]] = set()
         self.best: dict[str, Any] = {"step": None, "validation": None}
         network = job.build()
         saved = self._read_checkpoint(network) if resume else None
@@ -78,11 +81,19 @@ class Trainer:
 
     def train(self) -> None:
         """Runs all steps that remain."""
+        self._check_slabs()
         if self.world.first:
             with Journal(self.run_folder, total=self.total, step=self.step) as journal:
                 self._loop(journal)
         else:
             self._loop(None)
+
+    def _check_slabs(self) -> None:
+        """Refuses to start where slabs are not what the whole volume is; once for each grid."""
+        runner = self.model.runner
+        if isinstance(runner, SlabRunner) and runner.choices.slabs not in self._checked:
+            check_slabs(self.model.network, runner.spatial, channels=1, stride=self.job.stride)
+            self._checked.add(runner.choices.slabs)
 
     def _loop(self, journal: Journal | None) -> None:
         while self.step < self.total:
@@ -131,6 +142,7 @@ class Trainer:
         self._load_optimizer(numbers)
         self.tensors = TensorPeak(self.world.device)
         self.stage = stage
+        self._check_slabs()
 
     def _one_step(self, stage: int, within: int) -> dict[str, Any]:
         settings = self.config.curriculum[stage]

@@ -80,13 +80,14 @@ class _Convolution(Function):
         ctx.bias = None if bias is None else list(bias.shape)
         ctx.firsts = [[first for first, _ in got] for got in kept]
         ctx.save_for_backward(x, weight, *(planes for got in kept for _, planes in got))
-        return out
+        result: Tensor = out
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, *planes = ctx.saved_tensors  # with a checkpoint, this runs the forward again: under the mode
         with torch._C.DisableTorchFunction():
             (grad,) = grads
-            x, weight, *planes = ctx.saved_tensors
             rest = iter(planes)
             for halo, firsts in zip(ctx.halos, ctx.firsts, strict=True):
                 got = [(first, next(rest)) for first in firsts]

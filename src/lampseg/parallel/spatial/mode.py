@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lampseg.errors import UserError
 from lampseg.parallel.randomness import is_random, mix, seeded
@@ -232,6 +232,11 @@ class SpatialParallel(TorchFunctionMode):
     @calls.setter
     def calls(self, value: int) -> None:
         self._calls = value
+
+    @property
+    def entered(self) -> bool:
+        """Whether this thread is within the mode."""
+        return any(mode is self for mode in _get_current_function_mode_stack())
 
     def overlapped(self, x: Tensor) -> bool:
         return x.is_cuda if self._overlapped is None else self._overlapped

@@ -62,9 +62,9 @@ class _Norm(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, mean, variance, count = ctx.saved_tensors  # outside: a checkpoint runs the forward again
         with torch._C.DisableTorchFunction():
             (grad,) = grads
-            x, weight, mean, variance, count = ctx.saved_tensors
             samples, channels = x.shape[:2]
             flat = (1, samples * channels, *x.shape[2:])
             scale = torch.ones_like(mean) if weight is None else weight.to(mean.dtype).repeat(samples)

@@ -48,6 +48,25 @@ def reduce_sum(
     return mode.marked(total, rest)
 
 
+@exact(torch.linalg.vector_norm)
+def vector_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
+    """The root of a sum of powers over the whole."""
+    given = {**dict(zip(("x", "ord", "dim", "keepdim"), args)), **kwargs}
+    order = float(given.get("ord", 2))
+    if not 1 <= order < float("inf"):
+        raise mode.refuse(func, f"of order {order}", remedy="use order 1 or 2")
+    x, dims, keepdim = _dimensions((given["x"], given.get("dim"), given.get("keepdim", False)), {})
+    layout = layout_of(x)
+    powers = mode.marked(x.abs() if order == 1 else x.abs().pow(order), layout)
+    total = reduce_sum(mode, powers, dims, keepdim=keepdim, dtype=given.get("dtype"))
+    if order == 1:
+        return total
+    # Of zeros the root has no slope: there it is taken as 0, as torch does.
+    some = total > 0
+    root = torch.where(some, total, torch.ones_like(total)).pow(1 / order)
+    return mode.marked(torch.where(some, root, torch.zeros_like(root)), layout_of(total))
+
+
 def _count(mode: SpatialParallel, x: Tensor, dims: Sequence[int], cut: Sequence[Shard]) -> int:
     """Elements of the whole that one mean is over."""
     count = 1
