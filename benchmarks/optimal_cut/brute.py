@@ -57,7 +57,8 @@ class Brute:
             again = costs.peak_bytes(regime, held=regime.held[stage], again=True)
             fits = keep <= limit
             self.peak.append(np.where(fits, keep, again))
-            seconds = np.where(fits, costs.seconds(again=False), costs.seconds(again=True))
+            last = stage == len(regime.held) - 1  # its only forward is the one before its backward
+            seconds = np.where(fits | last, costs.seconds(again=False), costs.seconds(again=True))
             self.seconds.append(np.where(fits | (again <= limit), seconds, np.inf))
         self.messages = 2 * costs.transfer
 

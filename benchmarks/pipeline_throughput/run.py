@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline_throughput import ways
-from benchmarks.pipeline_throughput.crew import Crew, crews
+from benchmarks.shared.crew import Crew, crews
 from benchmarks.shared.results import circumstances, median, options, write
 from lampseg.commands.calibrate import calibrate
 from lampseg.hardware.device import hardware_for

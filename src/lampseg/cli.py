@@ -61,7 +61,7 @@ class Plan:
                 titles, plans = [f"the largest patch that fits: {list(size)}"], (made,)
             elif self.fewest_devices is not None:
                 made = plan_fewest_devices(subject, memory=self.fewest_devices)
-                titles, plans = [f"the fewest devices of {self.fewest_devices}: {made.choices.devices}"], (made,)
+                titles, plans = [f"the fewest devices of {self.fewest_devices}: {made.choices.processes}"], (made,)
             else:
                 plans = make_plans(subject)
                 titles = [

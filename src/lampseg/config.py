@@ -123,8 +123,11 @@ class ParallelConfig(Section):
 
     devices: int | str | None = None
     """`2`, or `2x16GiB` to state each device's memory; None: every visible GPU, else one CPU process."""
-    mode: Literal["auto", "pipeline", "data"] = "auto"
-    """pipeline: all devices share one network; data: each has a copy; auto: what is faster and fits, or a mixture."""
+    mode: Literal["auto", "pipeline", "spatial", "data"] = "auto"
+    """pipeline: all devices share one network; spatial: they share every volume; data: each has a copy of the network;
+    auto: pipeline and copies, whichever is faster and fits, or slabs if neither fits."""
+    slabs: Literal["auto"] | tuple[PositiveInt, PositiveInt, PositiveInt] = "auto"
+    """Mode spatial: ranks along X, Y and Z that cut every volume, such as [2, 2, 1]; auto: the smallest surfaces."""
     replicas: PositiveInt | Literal["auto"] = 1
     """Copies of the network that share the micro-batches of a step; auto: the planner's choice. More than one sum the
     gradients in another order; RMSprop magnifies float32 rounding (to 3e-3 of the loss within 20 steps)."""
@@ -145,6 +148,8 @@ class ParallelConfig(Section):
     def _replicas_fit_mode(self) -> "ParallelConfig":
         if self.mode == "pipeline" and self.replicas not in ("auto", 1):
             raise ValueError(f"mode pipeline has one copy of the network, replicas is {self.replicas}: leave one out")
+        if self.slabs != "auto" and self.mode != "spatial":
+            raise ValueError(f"slabs {list(self.slabs)} are for mode spatial, the mode is {self.mode}")
         return self
 
 
@@ -217,6 +222,7 @@ _EXPECTED = {
     "devices": "a number such as 2, or 2x16GiB to state the memory of each",
     "micro_batches": "a whole number above 0, `auto` or `any`",
     "replicas": "a whole number above 0, or `auto`",
+    "slabs": "`auto`, or three whole numbers above 0 such as [2, 1, 1]",
 }
 _FILL_IN = {
     "data": "add `data: {root: FOLDER}`",

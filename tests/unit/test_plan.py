@@ -60,7 +60,7 @@ def test_names_of_the_fields(plan: Plan) -> None:
         "links", "step_seconds", "bubble", "alternatives", "version",
     }  # fmt: skip
     assert set(tree["choices"]) == {
-        "devices", "replicas", "micro_batches", "schedule", "cuts", "recompute", "limit"
+        "devices", "replicas", "micro_batches", "schedule", "cuts", "recompute", "limit", "slabs"
     }  # fmt: skip
     assert tree["choices"]["cuts"] == [stage["first"] for stage in tree["stages"][1:]]
 
@@ -119,11 +119,14 @@ def test_cuts_that_are_impossible(costed: CostedNetwork) -> None:
 
 
 def test_stages_add_up_to_the_network(plan: Plan) -> None:
-    whole = make_plan(network(), shape=SHAPE, recompute="all").stages[0]
+    whole = make_plan(network(), shape=SHAPE).stages[0]
     assert sum(stage.parameters for stage in plan.stages) == sum(p.numel() for p in network().parameters())
     assert sum(stage.parameter_bytes for stage in plan.stages) == whole.parameter_bytes
     assert sum(stage.flops for stage in plan.stages) == pytest.approx(whole.flops)
-    assert sum(stage.forward_seconds for stage in plan.stages) == pytest.approx(whole.forward_seconds)
+    assert plan.stages[-1].forward_seconds == 0, "with recompute, the last stage's only forward is in its backward"
+    seconds = sum(stage.forward_seconds + stage.backward_seconds for stage in plan.stages)
+    again = sum(stage.forward_seconds for stage in plan.stages)
+    assert seconds - again == pytest.approx(whole.forward_seconds + whole.backward_seconds)
     assert sum(stage.receive_bytes for stage in plan.stages) == sum(stage.send_bytes for stage in plan.stages)
     assert sum(link.nbytes for link in plan.links) == sum(stage.send_bytes for stage in plan.stages)
     assert [stage.first for stage in plan.stages[1:]] == [stage.last for stage in plan.stages[:-1]]
@@ -205,7 +208,7 @@ def test_the_drawing_is_the_timetable(plan: Plan) -> None:
         busy = sum(entry.end - entry.start for entry in table.devices[device]) / table.seconds
         assert 1 - lane.count(".") / 60 == pytest.approx(busy, abs=0.1)
         order = [symbol for n, symbol in enumerate(lane) if symbol != "." and symbol != lane[n - 1]]
-        assert order == [*"0123", *"abcd"]
+        assert order == ([*"0123", *"abcd"] if device < 2 else [*"abcd"])
 
 
 def test_choices_in_words() -> None:

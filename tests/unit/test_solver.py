@@ -42,7 +42,8 @@ class Split:
     def __init__(self, costs: IntervalCosts, regime: Regime, cut: Cut) -> None:
         spans = list(itertools.pairwise((0, *cut.positions, costs.count)))
         again = [mode != "none" for mode in cut.recompute]
-        seconds = [float(costs.seconds(again=a)[span]) for a, span in zip(again, spans)]
+        twice = [a and k < len(spans) - 1 for k, a in enumerate(again)]
+        seconds = [float(costs.seconds(again=a)[span]) for a, span in zip(twice, spans)]
         self.peaks = [
             float(costs.peak_bytes(regime, held=regime.held[k], again=again[k])[span]) for k, span in enumerate(spans)
         ]

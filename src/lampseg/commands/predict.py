@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from lampseg.data.headers import network_shape
 from lampseg.data.volume import remove_if_there
 from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
-from lampseg.hardware.device import hardware_for
+from lampseg.hardware.device import Hardware, hardware_for
 from lampseg.inference.predictor import Prediction, Predictor, output_name
 from lampseg.inference.segment import SlidingWindow
 from lampseg.networks import build_network, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
+from lampseg.parallel.spatial.forecast import grids
 from lampseg.parallel.world import World, membership
-from lampseg.partition import make_plan
+from lampseg.partition import Plan, make_plan
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 from lampseg.training.validation import padded_shape
@@ -169,7 +170,7 @@ def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Con
         where = str(file) if options.window is None else "--window"
         remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
         with enough_voxels(where, shapes[file][2:], remedy=remedy):
-            make_plan(network, shape=shapes[file], devices=stages, precision=config.precision, training=False)
+            _plan(network, shapes[file], options=options, config=config, task=task, devices=stages)
 
 
 def _input_shape(file: Path, *, options: PredictOptions, config: Config, task: Task) -> tuple[int, ...]:
@@ -197,17 +198,46 @@ def load_model(
     plan: Any = None
     if world.first:
         shape = _input_shape(like, options=options, config=config, task=task)
-        plan = make_plan(
-            network,
-            shape=shape,
-            devices=world.size,
-            precision=config.precision,
-            hardware=hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size),
-            training=False,
-        )
+        hardware = hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size)
+        plan = _plan(network, shape, options=options, config=config, task=task, devices=world.size, hardware=hardware)
     plan = world.broadcast(plan)
     del weights
-    return ParallelModel(network, plan, world=world, training=False)
+    return ParallelModel(network, plan, world=world, training=False, stride=task.stride)
+
+
+def _plan(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    options: PredictOptions,
+    config: Config,
+    task: Task,
+    devices: int,
+    hardware: Hardware | None = None,
+) -> Plan:
+    """Slabs of whole volumes, if the run was trained so; else stages of the network.
+
+    Raises:
+        UserError: the network can't be split so.
+    """
+    in_slabs = config.parallel.mode == "spatial" and options.window is None and devices > 1
+    plan = make_plan(
+        network,
+        shape=shape,
+        devices=1 if in_slabs else devices,
+        precision=config.precision,
+        hardware=hardware,
+        training=False,
+    )
+    if not in_slabs:
+        return plan
+    found = grids(devices, size=shape[2:], stride=task.stride)
+    if not found:
+        raise UserError(
+            f"a volume of {list(shape[2:])} voxels can't be cut into {devices} slabs of at least {list(task.stride)}: "
+            "use fewer --devices, or a --window"
+        )
+    return replace(plan, choices=replace(plan.choices, slabs=found[0]))
 
 
 def weights_file(run: Path, checkpoint: str) -> Path:

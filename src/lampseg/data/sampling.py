@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ class Draw:
     """Index into the sampler's cases."""
     corner: Triple
     size: Triple
+
+    def part(self, region: tuple[slice, ...]) -> "Draw":
+        """A box within this one."""
+        corner = tuple(at + part.start for at, part in zip(self.corner, region, strict=True))
+        return Draw(self.case, cast(Triple, corner), cast(Triple, tuple(part.stop - part.start for part in region)))
 
 
 class Sampler:
@@ -99,6 +104,11 @@ class Sampler:
         mask[inside] = True
         return mask
 
+    def padded(self, draw: Draw) -> bool:
+        """Whether the box runs over the border of the volume."""
+        shape = self.cases[draw.case].shape
+        return any(at < 0 or at + size > end for at, size, end in zip(draw.corner, draw.size, shape))
+
     def annotated(self, draw: Draw) -> npt.NDArray[np.bool_]:
         """(classes,), background first (True): the classes whose truth is known in this case."""
         case = self.cases[draw.case]
@@ -161,6 +171,7 @@ def _overlap(draw: Draw, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice,
     spans = [
         (max(corner, 0), min(corner + size, length)) for corner, size, length in zip(draw.corner, draw.size, shape)
     ]
+    spans = [(start, max(start, stop)) for start, stop in spans]  # a box may lie outside
     volume = tuple(slice(start, stop) for start, stop in spans)
     box = tuple(slice(start - corner, stop - corner) for (start, stop), corner in zip(spans, draw.corner))
     return volume, box

@@ -55,10 +55,10 @@ class PlanCheck:
 
     @property
     def _ranks(self) -> int:
-        return self.plan.choices.replicas * self.plan.choices.devices
+        return self.plan.choices.processes
 
     def _by_device(self, ranks: Sequence[float]) -> tuple[float | None, ...]:
-        devices = self.plan.choices.devices
+        devices = self.plan.choices.devices * self.plan.choices.sharing
         if len(ranks) != self._ranks:
             return (None,) * devices
         return tuple(max(ranks[device::devices]) for device in range(devices))

@@ -34,7 +34,7 @@ def network_text(run: RunFolder) -> str:
 def _trained(run: RunFolder) -> str:
     if not run.steps:
         return f"No optimizer step of {network_text(run)} has been recorded yet."
-    devices = max((plan.choices.replicas * plan.choices.devices for plan in run.plans), default=0)
+    devices = max((plan.choices.processes for plan in run.plans), default=0)
     where = f" on {counted(devices, 'device')}" if devices else ""
     reached = max(step.stage for step in run.steps) + 1
     curriculum = run.config.get("curriculum")

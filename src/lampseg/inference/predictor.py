@@ -102,9 +102,11 @@ class Predictor:
 
     def _whole(self, loaded: Sequence[_Loaded]) -> Iterator[np.ndarray | None]:
         shapes = [padded_shape(item.info.shape, self.stride) for item in loaded]
-        outputs = self.model.runner.predict(shapes, load=lambda m: self._padded(loaded[m], shapes[m]))
-        for item, output in zip(loaded, outputs, strict=True):
-            yield None if output is None else self._labels(logits_of(output)[0][0].argmax(0), item)
+        found = self.model.runner.labels(
+            shapes, load=lambda m: self._part(loaded[m], shapes[m]), logits=lambda output: logits_of(output)[0]
+        )
+        for item, labels in zip(loaded, found, strict=True):
+            yield None if labels is None else self._labels(labels, item)
 
     def _slide(self, loaded: Sequence[_Loaded], window: SlidingWindow) -> Iterator[np.ndarray | None]:
         if any(size % step for size, step in zip(window.size, self.stride)):
@@ -121,6 +123,13 @@ class Predictor:
         a, b, c = item.info.shape
         classes = padded[:a, :b, :c].cpu().numpy()
         return classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16)
+
+    def _part(self, item: _Loaded, shape: tuple[int, ...]) -> Tensor:
+        """What this rank needs of the network's input: all of it, or a slab that the first rank sends."""
+        whole = None
+        if item.array is not None:
+            whole = pad_volume(item.array, shape, device=torch.device("cpu"), dtype=self._dtype)
+        return self.model.runner.scatter(whole, shape, dtype=self._dtype)
 
     def _padded(self, item: _Loaded, shape: tuple[int, ...]) -> Tensor:
         """The volume as the network's input; zeros where it was not loaded."""

@@ -40,6 +40,11 @@ def scatter_all(state: dict[str, Tensor], *, owners: dict[str, int], mesh: Mesh)
         if owner == mesh.device
     }
     scatter_state(mine, state, owners=wanted, world=world)  # to the first replica, whose ranks are its devices
+    if mesh.alike:  # its first rank has all
+        mine = {name: mine.get(name, torch.empty(shape, dtype=dtype)) for name, (shape, dtype) in described.items()}
+        for tensor in mine.values():
+            dist.broadcast(tensor, src=0, group=world.control)
+        return mine
     if mesh.column is not None:
         for tensor in mine.values():
             dist.broadcast(tensor, src=mesh.device, group=mesh.column)

@@ -1,7 +1,7 @@
 """The mesh: how the processes of a world are arranged for one plan, replicas x devices."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch.distributed as dist
@@ -25,6 +25,8 @@ class Mesh:
     """Small objects on the CPU, within my replica; None with one replica: that is the world."""
     column: dist.ProcessGroup | None = None
     """Tensors, between the replicas; None with one replica."""
+    alike: bool = False
+    """Whether everyone in a row holds the whole network (and a slab of each volume), not a stage of it."""
 
     @cached_property
     def replica(self) -> int:
@@ -75,8 +77,11 @@ class Meshes:
         self._world = world
         self._made: dict[tuple[int, int], Mesh] = {}
 
-    def of(self, *, replicas: int, devices: int) -> Mesh:
+    def of(self, *, replicas: int, devices: int, alike: bool = False) -> Mesh:
         """The mesh of a plan; called on every rank alike.
+
+        Args:
+            devices: of a replica: that share the network, or (alike) its volumes.
 
         Raises:
             UserError: the world has another number of processes.
@@ -89,7 +94,7 @@ class Meshes:
             )
         if (replicas, devices) not in self._made:
             self._made[replicas, devices] = _arrange(world, replicas, devices)
-        return self._made[replicas, devices]
+        return replace(self._made[replicas, devices], alike=alike)
 
 
 def _arrange(world: World, replicas: int, devices: int) -> Mesh:

@@ -1,5 +1,7 @@
 """A network split by a Plan over the ranks of a world: each holds the parameters of its stages, and they act as one."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from lampseg.errors import UserError
 from lampseg.parallel.exchange import gather_all, scatter_all
 from lampseg.parallel.mesh import Mesh, Meshes
 from lampseg.parallel.pipeline import PipelineRunner, places_of
+from lampseg.parallel.spatial.runner import SlabRunner, spatial_of
 from lampseg.parallel.state import hold, named_state, owners_of
 from lampseg.parallel.world import World
 from lampseg.partition import Plan, place, record_for
@@ -20,19 +23,31 @@ class ParallelModel:
             holds only its own stages' parameters and buffers, all others are on the meta device.
         plan: for this network; made for one shape, it serves every shape.
         training: the mode the plan was made in.
+        stride: the network's total down-sampling along each axis; edges of slabs lie on its multiples.
 
     Raises:
         UserError: the plan is for another network or another number of processes.
     """
 
-    def __init__(self, network: nn.Module, plan: Plan, *, world: World, training: bool = True) -> None:
-        self.network, self.world = network, world
+    def __init__(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        *,
+        world: World,
+        training: bool = True,
+        stride: Sequence[int] = (1, 1, 1),
+    ) -> None:
+        self.network, self.world, self._stride = network, world, tuple(stride)
         self._meshes = Meshes(world)
         self.mesh, self.runner = self._split(plan, training=training)
 
-    def _split(self, plan: Plan, *, training: bool) -> tuple[Mesh, PipelineRunner]:
-        plan.choices.check()
-        mesh = self._meshes.of(replicas=plan.choices.replicas, devices=plan.choices.devices)
+    def _split(self, plan: Plan, *, training: bool) -> tuple[Mesh, PipelineRunner | SlabRunner]:
+        choices = plan.choices
+        choices.check()
+        mesh = self._meshes.of(
+            replicas=choices.replicas, devices=choices.devices * choices.sharing, alike=choices.spatial
+        )
         mode = self.network.training
         self.network.train(training)
         graph = record_for(
@@ -44,10 +59,16 @@ class ParallelModel:
                 f"the plan was made for another network than {type(self.network).__name__} (or another version of "
                 "it): make it again"
             )
+        if choices.spatial:
+            named = named_state(self.network)
+            self.owners, self.owned = dict.fromkeys(named, 0), list(named)
+            hold(self.network, owned=self.owned, device=self.world.device)
+            spatial = spatial_of(mesh, choices.slabs, stride=self._stride)
+            return mesh, SlabRunner(self.network, mesh=mesh, spatial=spatial, choices=choices, precision=plan.precision)
         placement = place(graph, plan.cuts)
         places = places_of(plan.choices)
         self.owners = {name: places[stage] for name, stage in owners_of(self.network, placement).items()}
-        """The device (of each replica) that holds each parameter and buffer."""
+        """The device (of each replica) that holds each parameter and buffer; with slabs, one of those that do."""
         self.owned = [name for name, owner in self.owners.items() if owner == mesh.device]
         """Names of the parameters and buffers that this rank holds."""
         hold(self.network, owned=self.owned, device=self.world.device)
@@ -58,7 +79,7 @@ class ParallelModel:
 
     @property
     def yields_output(self) -> bool:
-        """Whether the network's output is on this rank: of each replica one has it."""
+        """Whether the network's output (with slabs: the labels) is on this rank: of each replica one has it."""
         return self.runner.yields_output
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -75,7 +96,8 @@ class ParallelModel:
     def gather(self) -> dict[str, Tensor]:
         """All parameters and buffers on rank 0's CPU, each under its first name; elsewhere nothing."""
         named = named_state(self.network)
-        return gather_all({name: named[name] for name in self.owned}, mesh=self.mesh)
+        mine = self.owned if not self.mesh.alike or self.mesh.device == 0 else []
+        return gather_all({name: named[name] for name in mine}, mesh=self.mesh)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Puts rank 0's tensors (all or some of the parameters and buffers) into their owners, in every replica."""

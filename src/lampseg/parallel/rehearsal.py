@@ -5,15 +5,13 @@ counts the bytes alive; nothing is computed or allocated. From these, a walk thr
 peak: what is in flight, what is on its way to and from other devices, and what the pass that runs needs on top.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
+from lampseg.parallel.fake_state import FakeState, fake_state
 from lampseg.parallel.pipeline.flight import Flight
 from lampseg.parallel.pipeline.itinerary import Itinerary
 from lampseg.parallel.pipeline.passes import Passes
@@ -28,7 +26,6 @@ from lampseg.partition.schedule import Action
 from lampseg.recording.backward import EmptyLoss
 from lampseg.recording.graph import Value, ValueId
 from lampseg.recording.live import LiveBytes
-from lampseg.recording.record import restored
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def rehearse(model: CostedNetwork, plan: Plan, loss: MicroBatchLoss | None = Non
     placement = place(model.graph, plan.cuts)
     first_only = plan.choices.share == 1
     passes: dict[tuple[int, bool], PassBytes] = {}
-    with _fake_state(model.network) as fake:
+    with fake_state(model.network) as fake:
         for stage, recompute in enumerate(plan.choices.recompute):
             ways = {"none": (False,), "all": (True,), "all_but_last": (False, True)}[recompute]
             for again in ways:
@@ -159,7 +156,7 @@ class _Run:
         placement: Placement,
         stage: int,
         *,
-        fake: "_Fake",
+        fake: FakeState,
         loss: MicroBatchLoss | None,
         fresh: bool,
         local: frozenset[int],
@@ -255,55 +252,3 @@ class _Post:
 
 def _empty(value: Value) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
-class _Fake:
-    """A network's parameters and buffers as fake tensors, or on meta, in turn."""
-
-    def __init__(self, network: nn.Module, mode: FakeTensorMode) -> None:
-        self.network, self.mode = network, mode
-        self._on_meta: dict[int, Tensor] = {}
-        self._original = [
-            (table, key, tensor)
-            for module in network.modules()
-            for table in (module._parameters, module._buffers)
-            for key, tensor in table.items()
-            if tensor is not None
-        ]
-        self._names = {id(t): name for name, t in (*network.named_parameters(), *network.named_buffers())}
-
-    def hold(self, placement: Placement, stage: int, *, gradients: bool) -> None:
-        """As on the device of one stage: its state there, everything else on meta; with or without gradients."""
-        owners = owners_of(self.network, placement)
-        device = placement.graph.input.device
-        made: dict[int, Tensor] = {}
-        for table, key, tensor in self._original:
-            if id(tensor) not in made:
-                if owners[self._names[id(tensor)]] == stage:
-                    made[id(tensor)] = self._twin(tensor, device, gradients)
-                else:
-                    made[id(tensor)] = self._absent(tensor)
-            cast(dict[str, Any], table)[key] = made[id(tensor)]
-
-    def _absent(self, tensor: Tensor) -> Tensor:
-        """On meta; no stage changes it, so that one serves all."""
-        if id(tensor) not in self._on_meta:
-            self._on_meta[id(tensor)] = self._twin(tensor, torch.device("meta"), False)
-        return self._on_meta[id(tensor)]
-
-    def _twin(self, tensor: Tensor, device: torch.device, gradient: bool) -> Tensor:
-        with self.mode, torch.no_grad():
-            twin = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
-            if not isinstance(tensor, nn.Parameter):
-                return twin
-            parameter = nn.Parameter(twin, requires_grad=tensor.requires_grad)
-            if gradient and tensor.requires_grad:
-                parameter.grad = torch.empty_like(twin)
-            return parameter
-
-
-@contextmanager
-def _fake_state(network: nn.Module) -> Iterator[_Fake]:
-    """Within, the network may hold fake tensors; afterwards it is as it was."""
-    with restored(network):
-        yield _Fake(network, FakeTensorMode(allow_non_fake_inputs=True))

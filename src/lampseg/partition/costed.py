@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,13 @@ from lampseg.recording.graph import Graph
 from lampseg.recording.record import record
 from lampseg.recording.tally import Tally, tally
 
-MicroBatchLoss = Callable[[Any, tuple[int, ...]], Tensor]
-"""The loss of one micro-batch from the network's output and the shape of its input, with labels of any content."""
+
+class MicroBatchLoss(Protocol):
+    """The loss of one micro-batch from the network's output and the shape of its input, with labels of any content."""
+
+    def __call__(self, output: Any, shape: tuple[int, ...], placed: Callable[[Tensor], Tensor] = ..., /) -> Tensor:
+        """`placed` marks labels as a slab, if the output is one."""
+        ...
 
 
 def record_for(

@@ -87,6 +87,7 @@ def _stages(model: CostedNetwork, placement: Placement, choices: Choices) -> tup
         ops = graph.operations[starts[k] : ends[k]]
         begins = next((op for op in ops if not op.plain), ops[0])
         again = choices.recompute[k] != "none"
+        late = again and k == count - 1  # its only forward is the one before its backward
         trainable = int(costs.trainable[span])
         stages.append(
             Stage(
@@ -107,7 +108,7 @@ def _stages(model: CostedNetwork, placement: Placement, choices: Choices) -> tup
                 send_bytes=sent[k],
                 extra_bytes=int(costs.walk[span] - (0 if again else costs.saved[span])),
                 flops=float(costs.flops[span]),
-                forward_seconds=float(costs.forward[span]),
+                forward_seconds=0.0 if late else float(costs.forward[span]),
                 backward_seconds=float(costs.backward[span] + again * costs.forward[span]),
             )
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -33,6 +34,24 @@ class Choices:
     """Of each stage: run its forward again instead of keeping its activations; for which micro-batches."""
     limit: int | None = None
     """Micro-batches in flight in one replica at most (interleaved and v); None: as many as the schedule wants."""
+    slabs: tuple[int, ...] = (1, 1, 1)
+    """Ranks along each spatial dimension that cut every volume between them and run the whole network on their slabs
+    (spatial parallelism). All 1: none do."""
+
+    @property
+    def spatial(self) -> bool:
+        """Whether volumes are cut into slabs."""
+        return self.sharing > 1
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that cut one volume between them."""
+        return math.prod(self.slabs)
+
+    @property
+    def processes(self) -> int:
+        """That run."""
+        return self.replicas * self.devices * self.sharing
 
     @property
     def stages(self) -> int:
@@ -68,6 +87,17 @@ class Choices:
         ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"plan: choices.{name} is {value!r}; give a whole number above 0")
+        if not 1 <= len(self.slabs) <= 3 or not all(
+            isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in self.slabs
+        ):
+            raise UserError(
+                f"plan: choices.slabs is {list(self.slabs)!r}; give the ranks along each axis, as [2, 1, 1]"
+            )
+        if self.spatial and (self.devices > 1 or self.stages > 1):
+            raise UserError(
+                f"plan: {self.sharing} slabs and {self.devices} devices with {self.stages} stages: a volume is cut "
+                "into slabs or the network into stages, not both; set choices.slabs to [1, 1, 1] or leave out the cuts"
+            )
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
         if self.schedule not in SCHEDULES:
@@ -269,7 +299,14 @@ class Plan:
         try:
             fields = dict(tree)
             choices = fields.pop("choices")
-            choices = Choices(**{**choices, "cuts": tuple(choices["cuts"]), "recompute": tuple(choices["recompute"])})
+            choices = Choices(
+                **{
+                    **choices,
+                    "cuts": tuple(choices["cuts"]),
+                    "recompute": tuple(choices["recompute"]),
+                    "slabs": tuple(choices.get("slabs", (1, 1, 1))),
+                }
+            )
             choices.check()
             stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in fields.pop("stages"))
             return Plan(
@@ -291,9 +328,12 @@ class Plan:
 
 
 def describe_choices(choices: Choices) -> str:
-    """Such as `2 replicas x 2 devices, 1f1b, 4 micro-batches, recompute none`."""
+    """Such as `2 x 2 devices, 1f1b, 4 micro-batches, recompute none`, or `4x1x1 slabs, 1 micro-batch, ...`."""
     parts = [f"{choices.replicas} x " if choices.replicas > 1 else ""]
-    parts.append(_counted(choices.devices, "device"))
+    if choices.spatial:
+        parts.append(f"{'x'.join(str(count) for count in choices.slabs)} slabs")
+    else:
+        parts.append(_counted(choices.devices, "device"))
     if choices.stages != choices.devices:
         parts.append(f" ({choices.stages} stages)")
     if choices.devices > 1:

@@ -121,11 +121,12 @@ class Problem:
             memory = tuple(limit * estimated / over for limit in memory)
         return fallback or Found(plan, fits=False)
 
-    def given(self, choices: Choices, *, digest: str) -> Plan:
+    def given(self, choices: Choices, *, digest: str, otherwise: Callable[[CostedNetwork], Plan] | None = None) -> Plan:
         """The plan of given choices.
 
         Args:
             digest: of the network that they were made for.
+            otherwise: makes the plan, if it is none of stages.
 
         Raises:
             UserError: they are for another network, contradict each other, cut where no stage may begin, or do not
@@ -134,7 +135,7 @@ class Problem:
         model = self.costed(choices.micro_batches)
         if digest != model.graph.digest:
             raise UserError(f"was made for another network than {self.name} (or another version of it): make it again")
-        plan = self._rehearsed(plan_of(model, choices))
+        plan = self._rehearsed(plan_of(model, choices)) if otherwise is None else otherwise(model)
         for load in plan.devices:
             if load.memory_bytes is not None and load.peak_bytes * self.margin > load.memory_bytes:
                 raise UserError(

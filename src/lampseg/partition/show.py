@@ -21,6 +21,8 @@ def show_plan(plan: Plan, *, width: int = 64, alternatives: int = SHOWN) -> Rend
     parts: list[RenderableType] = [Text(plan.headline(), style="bold"), plan_table(plan)]
     if plan.choices.devices > 1:
         parts += [drawing(plan, width=width), Text(transfers_text(plan))]
+    elif plan.choices.spatial:
+        parts.append(Text(transfers_text(plan)))
     if plan.alternatives:
         parts += [Text("Considered, and why not taken:"), alternatives_table(plan, limit=alternatives)]
     return Group(*parts)
@@ -40,13 +42,13 @@ def plan_table(plan: Plan) -> Table:
         return f"{nbytes / scale:.2f}" if nbytes < 100 * scale else f"{nbytes / scale:.0f}"
 
     for load in plan.devices:
-        mine = [stage for stage in plan.stages if stage.device == load.index]
+        mine = plan.stages if plan.choices.spatial else [s for s in plan.stages if s.device == load.index]
         state = load.parameter_bytes + load.gradient_bytes + load.optimizer_bytes
         other = load.boundary_bytes + load.temporary_bytes + load.library_bytes
         has = () if not limited else ("-" if load.memory_bytes is None else amount(load.memory_bytes),)
         table.add_row(
             str(load.index),
-            "\n".join(_stage_text(stage) for stage in mine),
+            _slab_text(plan, load.index) if plan.choices.spatial else "\n".join(_stage_text(stage) for stage in mine),
             format_count(sum(stage.parameters for stage in mine)),
             amount(load.peak_bytes),
             *has,
@@ -61,6 +63,16 @@ def plan_table(plan: Plan) -> Table:
 def _stage_text(stage: Stage) -> str:
     again = "" if stage.recompute == "none" else ", recompute"
     return f"{stage.first}-{stage.last - 1} {stage.begins.split(' @ ')[-1]}{again}"
+
+
+def _slab_text(plan: Plan, index: int) -> str:
+    """Such as `all of it, on slab 2.1.1 of 4x1x1`."""
+    place = []
+    for count in reversed(plan.choices.slabs):
+        index, at = divmod(index, count)
+        place.append(at + 1)
+    grid = "x".join(map(str, plan.choices.slabs))
+    return f"all of it, on slab {'.'.join(map(str, reversed(place)))} of {grid}"
 
 
 def drawing(plan: Plan, *, width: int = 64) -> Text:
@@ -81,6 +93,8 @@ def drawing(plan: Plan, *, width: int = 64) -> Text:
 def _lane(entries: Sequence[Entry], *, seconds: float, width: int) -> Text:
     lane = [(WAIT, "dim")] * width
     for entry in entries:
+        if entry.end <= entry.start:
+            continue  # put off to its backward
         forward = entry.action.kind == "forward"
         symbols, style = (FORWARD, "cyan") if forward else (BACKWARD, "green")
         first, last = (round(time / max(seconds, 1e-30) * width) for time in (entry.start, entry.end))
@@ -94,6 +108,9 @@ def _lane(entries: Sequence[Entry], *, seconds: float, width: int) -> Text:
 
 def transfers_text(plan: Plan) -> str:
     """What goes between devices for one micro-batch."""
+    if plan.choices.spatial:
+        most = format_bytes(plan.stages[0].send_bytes)
+        return f"Between neighbours, for each micro-batch forward and back: each rank sends halos of {most} at most"
     places = [stage.device for stage in plan.stages]
     away = [link for link in plan.links if places[link.source] != places[link.target]]
     if not away:

@@ -97,7 +97,9 @@ def _stage_tables(costs: IntervalCosts, regime: Regime, stage: int, memory: Sequ
     else:
         again = np.full(ways[False].shape, regime.recompute[stage] != "none")
     peak = np.where(again, ways[True], ways[False])
-    seconds = np.where(again, costs.seconds(again=True), costs.seconds(again=False))
+    # The last stage puts off its forward to the backward: it runs once in either way.
+    twice = again & (stage < len(regime.held) - 1)
+    seconds = np.where(twice, costs.seconds(again=True), costs.seconds(again=False))
     seconds = np.where(peak <= limit, seconds, np.inf)
     return _Tables(seconds, seconds + 2 * costs.transfer, peak, again)
 

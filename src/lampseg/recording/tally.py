@@ -29,22 +29,31 @@ class Tally:
     """At most alive beside that."""
 
 
-def tally(make: Callable[[], list[Tensor]], run: Callable[[list[Tensor]], Tensor]) -> Tally:
+def tally(
+    make: Callable[[], list[Tensor]],
+    run: Callable[[list[Tensor]], Tensor],
+    *,
+    mode: FakeTensorMode | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Tally:
     """Counts `run(make())` and its backward, in a FakeTensorMode: nothing is computed or allocated.
 
     Args:
         make: the inputs; they are held until `run` returns, and counted as extra unless autograd keeps them.
         run: gives a scalar that requires grad.
+        mode: that of other fake tensors that `run` uses.
+        between: called after the forward.
     """
     live = LiveBytes()
     forward, backward = _Listing(live, backward=False), _Listing(live, backward=True)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+    with mode or FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
         with forward:
             inputs = make()
             result = run(inputs)
             inputs.clear()
             peak, saved = live.peak, live.current
             live.reset_peak()
+        between()
         with backward, torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
             result.backward()  # type: ignore[no-untyped-call]
     return Tally(tuple(forward.ran), tuple(backward.ran), saved, max(peak, live.peak) - saved)

@@ -84,7 +84,7 @@ class HybridLoss(nn.Module):
         inside = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid.flatten(1).bool()
         if valid is not None:
             # Before the softmax, so that not even a NaN in the padding gets through, forward or backward.
-            scores = torch.where(inside[:, None], scores, torch.zeros_like(scores[:1, :1, :1]))
+            scores = torch.where(inside[:, None], scores, scores.new_zeros(()))
             labels = torch.where(inside, labels, torch.zeros_like(labels))
         log_p = torch.log_softmax(scores, dim=1)
         coefficients = self._coefficients(annotated, n, dtype, logits.device)
@@ -146,7 +146,7 @@ def _soft_dice(predicted: Tensor, p_true: Tensor, labels: Tensor, inside: Tensor
     TP + FN is the number of voxels of the class and TP + FP the sum of p_c, hence the denominator. One masked sum
     per class, where a scatter would be one call but not repeatable on CUDA.
     """
-    zero = torch.zeros_like(p_true[:1, :1])
+    zero = p_true.new_zeros(())
     members = [(labels == c) & inside for c in range(classes)]
     hits = torch.stack([torch.where(member, p_true, zero).sum(1) for member in members], dim=1)
     voxels = torch.stack([member.sum(1) for member in members], dim=1)

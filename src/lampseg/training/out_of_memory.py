@@ -62,7 +62,7 @@ def shortage_noticed(
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SIGNS)):
             raise
         measured = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else held()
-        place = rank % plan.choices.devices
+        place = rank % (plan.choices.devices * plan.choices.sharing)
         found = Shortage(rank, stage, place, plan.devices[place].peak_bytes, measured, during)
         with contextlib.suppress(OSError):  # the message says the same
             write_text(run / RECORD, json.dumps(asdict(found)))

@@ -1,5 +1,6 @@
 """The loss as the planner needs it: on a network's output alone, with labels of unknown content."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,11 +22,11 @@ def planned_loss(config: LossConfig, *, classes: int, padded: bool = False) -> M
     """
     hybrid = HybridLoss((1.0,) * classes, config.focal, config.gamma)
 
-    def loss(output: Any, shape: tuple[int, ...]) -> Tensor:
+    def loss(output: Any, shape: tuple[int, ...], placed: Callable[[Tensor], Tensor] = lambda t: t) -> Tensor:
         device = logits_of(output)[0].device
-        target = torch.empty((shape[0], *shape[2:]), dtype=torch.int64, device=device)
+        target = placed(torch.empty((shape[0], *shape[2:]), dtype=torch.int64, device=device))
         annotated = torch.empty((shape[0], classes), dtype=torch.bool, device=device)
-        valid = torch.empty(target.shape, dtype=torch.bool, device=device) if padded else None
+        valid = placed(torch.empty(target.shape, dtype=torch.bool, device=device)) if padded else None
         return mini_batch_loss(supervised_loss(hybrid, output, target, annotated, valid), batch=shape[0])
 
     return loss

@@ -12,10 +12,13 @@ from lampseg.errors import UserError
 from lampseg.hardware.device import Hardware, hardware_for
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
-from lampseg.partition import Plan
-from lampseg.partition.costed import record_for
+from lampseg.parallel.spatial.forecast import choices_for, slab_plan, slab_plans
+from lampseg.partition import Choices, Plan
+from lampseg.partition.costed import CostedNetwork, record_for
+from lampseg.partition.plan import Alternative, describe_choices
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
+from lampseg.partition.search import Found
 from lampseg.training.planned_loss import planned_loss
 from lampseg.training.smallest import enough_voxels
 
@@ -97,12 +100,90 @@ def make_plans(
     for index, stage in enumerate(subject.config.curriculum):
         with _named(stage, index, size=stage.size or subject.volume):
             problem = replace(subject.problem(index), margin=margin)
-            found = problem.solve(on_way=on_way)
+            found = _solved(subject, problem, on_way=on_way)
             if not found.fits:
                 raise UserError(remedies(problem, found.plan, stride=subject.stride))
             plans.append(found.plan)
         _try_smallest(subject, index, smallest)
     return tuple(plans)
+
+
+def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -> Found:
+    """By the way that the configuration names; by slabs also where nothing else fits.
+
+    Where another plan fits, slabs are named among the alternatives only: their sums over ranks round otherwise than
+    one device does, and losses are to follow the number of devices as little as possible.
+    """
+    mode = subject.config.parallel.mode
+    if mode == "spatial":
+        return _in_slabs(subject, problem)
+    found = problem.solve(on_way=on_way)
+    if mode != "auto" or problem.devices == 1:
+        return found
+    try:
+        slabs = _in_slabs(subject, problem)
+    except UserError as error:
+        other = Alternative(f"slabs on {problem.devices} devices", None, None, f"not possible: {error}")
+    else:
+        if slabs.fits and not found.fits:
+            why = Alternative(describe_choices(found.plan.choices), None, found.plan.peak_bytes, "does not fit")
+            return replace(slabs, plan=replace(slabs.plan, alternatives=(why,)))
+        time = slabs.plan.step_seconds / found.plan.step_seconds - 1
+        verdict = f"{time:+.0%} in time, but rounds otherwise than one device; parallel.mode: spatial chooses it"
+        if not slabs.fits:
+            verdict = "does not fit"
+        label = describe_choices(slabs.plan.choices)
+        other = Alternative(label, slabs.plan.step_seconds if slabs.fits else None, slabs.plan.peak_bytes, verdict)
+    return replace(
+        found,
+        plan=replace(found.plan, alternatives=(*found.plan.alternatives[:1], other, *found.plan.alternatives[1:])),
+    )
+
+
+def _in_slabs(subject: Subject, problem: Problem) -> Found:
+    """The fastest plan that cuts volumes into slabs, of those that fit; or the one that lacks least.
+
+    Raises:
+        UserError: the devices can't share volumes; or the network is not known to be exact on slabs.
+    """
+    replicas = problem.replicas or 1
+    if problem.devices % replicas or problem.devices == replicas:
+        raise UserError(
+            f"parallel.mode: spatial needs at least two devices for each volume; there are {problem.devices} for "
+            f"{replicas} copies of the network"
+        )
+    count = problem.counts()[0]
+    model, slabs = problem.costed(count), subject.config.parallel.slabs
+    if slabs == "auto":
+        plans = list(
+            slab_plans(
+                model,
+                ranks=problem.devices // replicas,
+                replicas=replicas,
+                micro_batches=count,
+                stride=subject.stride,
+                loss=problem.loss,
+                memory=problem.memory,
+            )
+        )
+    else:
+        choices = choices_for(model, slabs, micro_batches=count, replicas=replicas)
+        if choices.processes != problem.devices:
+            raise UserError(
+                f"parallel.slabs: {'x'.join(map(str, slabs))} slabs and {replicas} copies of the network are for "
+                f"{choices.processes} devices, there are {problem.devices}"
+            )
+        plans = [slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)]
+    found = [Found(plan, fits=_lack(plan, problem) <= 1) for plan in plans]
+    fitting = [each for each in found if each.fits]
+    if fitting:
+        return min(fitting, key=lambda each: each.plan.step_seconds)
+    return min(found, key=lambda each: _lack(each.plan, problem))
+
+
+def _lack(plan: Plan, problem: Problem) -> float:
+    """How many times its memory the fullest device needs."""
+    return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
 def plans_given(
@@ -126,10 +207,11 @@ def plans_given(
     for index, (stage, plan) in enumerate(zip(config.curriculum, given)):
         choices, problem = plan.choices, subject.problem(index)
         where = f"{source}: plan {index + 1} (curriculum.{index}, patch {stage.patch})"
-        if choices.replicas * choices.devices != devices.count:
+        if choices.processes != devices.count:
+            each = choices.devices * choices.sharing
             raise UserError(
-                f"{where}: is for {choices.replicas} x {choices.devices} devices, there are {devices.count}: plan with "
-                f"--devices {devices.count}, or edit choices.replicas and choices.devices"
+                f"{where}: is for {choices.replicas} x {each} devices, there are {devices.count}: plan with "
+                f"--devices {devices.count}, or edit choices.replicas, choices.devices and choices.slabs"
             )
         if choices.micro_batches > stage.batch or (stage.whole and choices.micro_batches != stage.batch):
             exactly = "exactly" if stage.whole else "at most"
@@ -138,12 +220,19 @@ def plans_given(
                 f"into {exactly} {stage.batch}"
             )
         try:
-            made = problem.given(choices, digest=plan.digest)
+            made = problem.given(choices, digest=plan.digest, otherwise=_given_slabs(subject, problem, choices))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         plans.append(made)
         _try_smallest(subject, index, smallest)
     return tuple(plans)
+
+
+def _given_slabs(subject: Subject, problem: Problem, choices: Choices) -> Callable[[CostedNetwork], Plan] | None:
+    """How a plan with slabs is made of its choices; None: it has none."""
+    if not choices.spatial:
+        return None
+    return lambda model: slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
 
 
 def _try_smallest(subject: Subject, index: int, smallest: Size | None) -> None:

@@ -16,6 +16,8 @@ from lampseg.evaluation.tables import write_text
 from lampseg.parallel.exchange import gather_all, scatter_all
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.randomness import mix
+from lampseg.parallel.spatial.runner import SlabRunner
+from lampseg.parallel.spatial.self_check import check_slabs
 from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
@@ -55,11 +57,12 @@ class Trainer:
         self.loss = HybridLoss(job.class_weights, self.config.loss.focal, self.config.loss.gamma).to(world.device)
         self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
         self.step = 0
+        self._checked: set[tuple[int, ...]] = set()
         self.best: dict[str, Any] = {"step": None, "validation": None}
         network = job.build()
         saved = self._read_checkpoint(network) if resume else None
         stage = self._stage_after(self.step)[0]
-        self.model = ParallelModel(network, plans[stage], world=world)
+        self.model = ParallelModel(network, plans[stage], world=world, stride=job.stride)
         self.optimizer = self._new_optimizer(stage)
         self.memory = PeakMemory(world.device, held=sum(t.numel() * t.element_size() for t in self._held()))
         self.tensors = TensorPeak(world.device)
@@ -78,11 +81,19 @@ class Trainer:
 
     def train(self) -> None:
         """Runs all steps that remain."""
+        self._check_slabs()
         if self.world.first:
             with Journal(self.run_folder, total=self.total, step=self.step) as journal:
                 self._loop(journal)
         else:
             self._loop(None)
+
+    def _check_slabs(self) -> None:
+        """Refuses to start where slabs are not what the whole volume is; once for each grid."""
+        runner = self.model.runner
+        if isinstance(runner, SlabRunner) and runner.choices.slabs not in self._checked:
+            check_slabs(self.model.network, runner.spatial, channels=1, stride=self.job.stride)
+            self._checked.add(runner.choices.slabs)
 
     def _loop(self, journal: Journal | None) -> None:
         while self.step < self.total:
@@ -131,6 +142,7 @@ class Trainer:
         self._load_optimizer(numbers)
         self.tensors = TensorPeak(self.world.device)
         self.stage = stage
+        self._check_slabs()
 
     def _one_step(self, stage: int, within: int) -> dict[str, Any]:
         settings = self.config.curriculum[stage]
@@ -138,18 +150,21 @@ class Trainer:
         draws = sampler.draws(within)
         # Volumes of one batch differ in shape; those of one micro-batch must not.
         parts = cut(draws, len(draws) if settings.whole else self.plans[stage].micro_batches)
-        batches = [MicroBatch(sampler, part, self.dtype, self.world.device) for part in parts]
+        runner = self.model.runner
+        batches = [MicroBatch(sampler, part, self.dtype, self.world.device, runner.region) for part in parts]
 
         def loss(m: int, output: Any) -> Tensor:
             batch = batches[m]
-            target = self.tensors.noted(batch.target())
-            terms = supervised_loss(self.loss, output, target, batch.annotated(), batch.valid())
+            target = runner.placed(self.tensors.noted(batch.target()), batch.shape)
+            valid = batch.valid()
+            valid = None if valid is None else runner.placed(valid, batch.shape)
+            terms = supervised_loss(self.loss, output, target, batch.annotated(), valid)
             return mini_batch_loss(terms, batch=len(draws))
 
         self.memory.reset()
         begun = time.perf_counter()
         with self.tensors.measure(self._held()):
-            losses = self.model.runner.step(
+            losses = runner.step(
                 [batch.shape for batch in batches],
                 load=lambda m: self.tensors.noted(batches[m].image()),
                 loss=loss,
@@ -161,8 +176,8 @@ class Trainer:
             "loss": sum(losses),
             "peak": self.memory.read(),
             "tensors": self.tensors.nbytes,
-            "busy": self.model.runner.busy,
-            "stages": self.model.runner.seconds,
+            "busy": runner.busy,
+            "stages": runner.seconds,
             "seconds": time.perf_counter() - begun,
         }
         ranks: list[Any] = self.world.gather(mine)

@@ -19,11 +19,20 @@ def padded_shape(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]
     return (1, 1, *(-(-size // step) * step for size, step in zip(shape, stride)))
 
 
-def pad_volume(volume: np.ndarray, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The volume (X, Y, Z) in the corner of zeros of `shape` (1, 1, X', Y', Z')."""
-    x = torch.zeros(shape, dtype=dtype, device=device)
-    a, b, c = volume.shape
-    x[0, 0, :a, :b, :c] = torch.from_numpy(np.array(volume)).to(device, dtype)
+def pad_volume(
+    volume: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    region: tuple[slice, ...] | None = None,
+) -> Tensor:
+    """The volume (X, Y, Z) in the corner of zeros of `shape` (1, 1, X', Y', Z'); or a region of that."""
+    region = region or tuple(slice(0, size) for size in shape[2:])
+    x = torch.zeros((*shape[:2], *(part.stop - part.start for part in region)), dtype=dtype, device=device)
+    inside = volume[region]  # only these pages are read
+    a, b, c = inside.shape
+    x[0, 0, :a, :b, :c] = torch.from_numpy(np.array(inside)).to(device, dtype)
     return x
 
 
@@ -49,12 +58,12 @@ def validate(
 
     def load(index: int) -> Tensor:
         volume = np.load(cases[index].image, mmap_mode="r")
-        return pad_volume(volume, shapes[index], device=world.device, dtype=dtype)
+        region = model.runner.region(shapes[index])
+        return pad_volume(volume, shapes[index], device=world.device, dtype=dtype, region=region)
 
     def segmented() -> Iterator[Tensor | None]:
         if window is None:
-            for output in model.runner.predict(shapes, load=load):
-                yield None if output is None else logits_of(output)[0][0].argmax(0)
+            yield from model.runner.labels(shapes, load=load, logits=lambda output: logits_of(output)[0])
             return
         for index, shape in enumerate(shapes):
             x = load(index) if model.mesh.device == 0 else torch.zeros(shape, dtype=dtype, device=world.device)

@@ -163,6 +163,30 @@ class PipelineRunner:
             del output
         transport.flush()
 
+    def region(self, shape: Shape) -> tuple[slice, ...]:
+        """The part of a volume that this process loads: all of it."""
+        return tuple(slice(0, size) for size in shape[2:])
+
+    def placed(self, mine: Tensor, shape: Shape) -> Tensor:
+        """What was loaded, as the network or the loss takes it: unchanged."""
+        return mine
+
+    def scatter(self, whole: Tensor | None, shape: Shape, *, dtype: torch.dtype) -> Tensor:
+        """The input that the first device has, on my device; elsewhere zeros, which are not read."""
+        device = self.mesh.world.device
+        return torch.zeros(shape, dtype=dtype, device=device) if whole is None else whole.to(device, dtype)
+
+    def labels(
+        self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
+    ) -> Iterator[Tensor | None]:
+        """Class indices (X, Y, Z) of each volume where the output is; elsewhere None.
+
+        Args:
+            logits: those (1, C, X, Y, Z) among what the network returns.
+        """
+        for output in self.predict(shapes, load=load):
+            yield None if output is None else logits(output)[0].argmax(0)
+
     def _flight(
         self, stage: int, m: int, placed: tuple[Placement, tuple[Routes, ...]], *, seed: int, x: Tensor | None
     ) -> Flight:

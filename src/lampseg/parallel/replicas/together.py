@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lampseg.parallel.mesh import Mesh
@@ -15,12 +16,16 @@ from lampseg.recording.graph import Graph
 class Replicas:
     """My device's part; with one replica it does nothing.
 
+    Where the ranks of a replica share volumes, not the network, the gradient of each is a part, too: it is summed over
+    all ranks. Running statistics are alike in a replica already.
+
     Args:
         stages: the stage of each parameter and buffer.
     """
 
     def __init__(self, network: nn.Module, *, mesh: Mesh, stages: Mapping[str, int]) -> None:
         self._network, self._mesh, self._stages = network, mesh, stages
+        self._parts = dist.group.WORLD if mesh.alike and mesh.world.size > 1 else mesh.column
         self._before: dict[str, Tensor] = {}
         self._sum: GradientSum | None = None
         self._statistics: RunningStatistics | None = None
@@ -34,11 +39,11 @@ class Replicas:
             UserError: the network updates a buffer in a way that replicas can't join.
         """
         self.waited = 0.0
-        if self._mesh.replicas == 1:
+        if self._parts is None:
             return
-        assert self._mesh.column is not None
-        self._sum = GradientSum(self._mesh.column)
-        self._statistics = RunningStatistics(self._network, graphs, group=self._mesh.column)
+        self._sum = GradientSum(self._parts)
+        if self._mesh.column is not None:
+            self._statistics = RunningStatistics(self._network, graphs, group=self._mesh.column)
         # What was there before is in every replica: it must not be added up.
         self._before = {n: p.grad for n, p in self._network.named_parameters() if p.grad is not None}
         for parameter in self._network.parameters():
@@ -52,11 +57,12 @@ class Replicas:
 
     def finish(self) -> None:
         """After the last backward of all: gradients and running statistics are those of the whole mini-batch."""
-        if self._sum is None or self._statistics is None:
+        if self._sum is None:
             return
         begun = time.perf_counter()
         self._sum.finish()
-        self._statistics.join()
+        if self._statistics is not None:
+            self._statistics.join()
         with torch.no_grad():
             for name, parameter in self._network.named_parameters():
                 if (before := self._before.pop(name, None)) is not None:

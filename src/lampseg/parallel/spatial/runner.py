@@ -1,0 +1,223 @@
+"""The slab runner: trains and segments with the whole, unmodified network on this rank's slab of every volume."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lampseg.errors import UserError
+from lampseg.parallel.mesh import Mesh
+from lampseg.parallel.randomness import mix
+from lampseg.parallel.replicas import Replicas
+from lampseg.parallel.spatial.layout import Layout, layout_of
+from lampseg.parallel.spatial.mode import SpatialParallel
+from lampseg.partition.costed import record_for
+from lampseg.partition.plan import Choices
+from lampseg.recording.graph import Graph
+
+Shape = tuple[int, ...]
+AXES = ("x", "y", "z")
+
+
+class SlabRunner:
+    """One rank of those that cut every volume between them.
+
+    It has the methods of the pipeline's runner, so that the trainer need not know which of them runs.
+
+    Args:
+        network: the whole network, on my device.
+        mesh: replicas x ranks of a volume.
+        spatial: of my replica.
+        choices: of the plan.
+        precision: float32, float64 or bfloat16 (mixed).
+    """
+
+    def __init__(
+        self, network: nn.Module, *, mesh: Mesh, spatial: SpatialParallel, choices: Choices, precision: str
+    ) -> None:
+        assert mesh.alike
+        assert choices.spatial
+        self.network, self.mesh, self.spatial, self.choices, self.precision = network, mesh, spatial, choices, precision
+        named = (*network.named_parameters(), *network.named_buffers())
+        self._replicas = Replicas(network, mesh=mesh, stages={name: 0 for name, _ in named})
+        self._graphs: dict[Any, Graph] = {}
+        self.waited = 0.0
+        """Seconds of the last step in which this process waited for the sum of gradients."""
+        self.busy = 0.0
+        """Seconds of the last step in which it did not; waiting for halos counts as busy."""
+        self.seconds: dict[int, tuple[float, float]] = {}
+        """Of the last step: seconds in the forwards and in the backwards."""
+
+    @property
+    def yields_output(self) -> bool:
+        """Whether labels of whole volumes, and losses, are given on this rank: one of each replica."""
+        return self.mesh.device == 0
+
+    def region(self, shape: Shape) -> tuple[slice, ...]:
+        """My part of a volume of which a micro-batch (N, C, *spatial) consists: what has to be loaded."""
+        parts = [slice(0, size) for size in shape[2:]]
+        for shard in self.spatial.layout(shape):
+            rank = self.spatial.axes[shard.axis].rank
+            parts[shard.dim - 2] = slice(shard.edges[rank], shard.edges[rank + 1])
+        return tuple(parts)
+
+    def placed(self, mine: Tensor, shape: Shape) -> Tensor:
+        """Marks my part of an image or of labels as a slab of a micro-batch of this shape."""
+        return self.spatial.slab(mine, self._layout(shape, mine.dim()))
+
+    def scatter(self, whole: Tensor | None, shape: Shape, *, dtype: torch.dtype) -> Tensor:
+        """My part of an input that the first rank of the replica has; nobody else holds more than that.
+
+        Args:
+            whole: (N, C, *spatial) on the CPU, on the first rank; elsewhere None.
+        """
+        mesh = self.mesh
+        regions: list[Any] = mesh.gather(self.region(shape))
+        if mesh.device == 0:
+            assert whole is not None
+            for device in range(1, mesh.devices):
+                part = whole[(slice(None), slice(None), *regions[device])].to(dtype).contiguous()
+                dist.send(part, mesh.rank_of(device), group=mesh.world.control)
+            mine = whole[(slice(None), slice(None), *regions[0])].to(dtype)
+        else:
+            sizes = [part.stop - part.start for part in self.region(shape)]
+            mine = torch.empty((*shape[:2], *sizes), dtype=dtype)
+            dist.recv(mine, mesh.rank_of(0), group=mesh.world.control)
+        return mine.to(mesh.world.device)
+
+    def step(
+        self,
+        shapes: Sequence[Shape],
+        *,
+        load: Callable[[int], Tensor],
+        loss: Callable[[int, Any], Tensor],
+        seed: int = 0,
+    ) -> list[float]:
+        """Forward and backward of one mini-batch; its gradients are added to the parameters' `.grad`.
+
+        Args:
+            shapes: of each micro-batch's input, whole, of all replicas; they may differ.
+            load: gives my part (see `region`) of the input of micro-batch m, on my device.
+            loss: gives the loss of micro-batch m from the network's output, which is a slab as its target must be
+                (see `placed`); a scalar, the same on all ranks.
+            seed: of the step, for random operations.
+
+        Returns:
+            The losses of my replica's micro-batches on its first rank, elsewhere nothing.
+
+        Raises:
+            UserError: there are more replicas than micro-batches, or a volume has fewer planes than ranks.
+            NotExactError: the network does what is not known to be exact on slabs.
+        """
+        block = self.mesh.share(len(shapes))
+        self._replicas.begin([self._graph(shapes[m]) for m in block] if self.mesh.replicas > 1 else [])
+        begun = time.perf_counter()
+        forwards = backwards = 0.0
+        losses: list[Tensor] = []
+        for m in block:
+            mine = load(m)
+            started = time.perf_counter()
+            self.spatial.begin()
+            x = self.placed(mine, shapes[m])
+            del mine
+            with self.spatial.random(mix(seed, m)), self.spatial:
+                with self._autocast():
+                    output = self.network(x)
+                value = loss(m, output)
+                del output, x
+                halfway = time.perf_counter()
+                self.spatial.backward(value)
+            losses.append(value.detach())
+            forwards, backwards = forwards + halfway - started, backwards + time.perf_counter() - halfway
+        self._replicas.add(0)
+        self._replicas.finish()
+        self.waited = self._replicas.waited
+        self.busy = time.perf_counter() - begun - self.waited
+        self.seconds = {0: (forwards, backwards)}
+        return [float(value) for value in losses] if self.yields_output else []
+
+    @torch.no_grad()
+    def predict(self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor]) -> Iterator[Any]:
+        """The network's output for my part of each volume, a slab; `load` as in `step`."""
+        for m, shape in enumerate(shapes):
+            mine = load(m)
+            self.spatial.begin()
+            x = self.placed(mine, shape)
+            del mine
+            with self.spatial.random(m), self.spatial, self._autocast():
+                output = self.network(x)
+            del x
+            yield output
+
+    def labels(
+        self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
+    ) -> Iterator[Tensor | None]:
+        """Class indices (X, Y, Z) of each volume on the CPU, on the first rank of the replica; elsewhere None.
+
+        Each rank finds those of its slab, so that nobody holds the logits of more than that.
+
+        Args:
+            logits: those (1, C, X, Y, Z) among what the network returns.
+        """
+        for shape, output in zip(shapes, self.predict(shapes, load=load), strict=True):
+            mine = logits(output)
+            if {shard.axis for shard in layout_of(mine)} != {axis.number for axis in self.spatial.axes}:
+                raise UserError("the network's output is no slab: its last level has fewer planes than ranks")
+            classes = mine[0].argmax(0).to(torch.uint8 if mine.shape[1] <= 256 else torch.int16).cpu()
+            del mine, output
+            yield self._assembled(classes, shape)
+
+    def _assembled(self, mine: Tensor, shape: Shape) -> Tensor | None:
+        mesh = self.mesh
+        regions: list[Any] = mesh.gather(self.region(shape))
+        if mesh.device > 0:
+            dist.send(mine.contiguous(), mesh.rank_of(0), group=mesh.world.control)
+            return None
+        whole = torch.empty(tuple(shape[2:]), dtype=mine.dtype)
+        whole[regions[0]] = mine
+        for device in range(1, mesh.devices):
+            part = torch.empty([each.stop - each.start for each in regions[device]], dtype=mine.dtype)
+            dist.recv(part, mesh.rank_of(device), group=mesh.world.control)
+            whole[regions[device]] = part
+        return whole.long()
+
+    def _layout(self, shape: Shape, dims: int) -> Layout:
+        """Of a tensor with so many dimensions, the last of which are the spatial ones."""
+        shift = dims - len(shape)
+        return tuple(shard.at(shard.dim + shift) for shard in self.spatial.layout(shape))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.mesh.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _graph(self, shape: Shape) -> Graph:
+        modes = tuple(module.training for module in self.network.modules())
+        key = (tuple(shape), modes)
+        if key not in self._graphs:
+            kind = self.mesh.world.device.type
+            self._graphs[key] = record_for(self.network, shape=tuple(shape), precision=self.precision, device=kind)
+        return self._graphs[key]
+
+
+def spatial_of(
+    mesh: Mesh, slabs: Sequence[int], *, stride: Sequence[int], overlapped: bool | None = None
+) -> SpatialParallel:
+    """The slab mode of my replica; called on every rank alike.
+
+    Args:
+        slabs: ranks along each spatial dimension.
+        stride: the network's total down-sampling along each.
+    """
+    table = torch.arange(mesh.world.size).view(mesh.replicas, *slabs)
+    groups: dict[str, dist.ProcessGroup] = {}
+    for n, count in enumerate(slabs):
+        if count == 1:
+            continue
+        for line in table.movedim(n + 1, -1).reshape(-1, count).tolist():  # every rank makes all of them
+            group = dist.new_group(line, timeout=mesh.world.timeout)
+            if mesh.world.rank in line:
+                groups[AXES[n]] = group
+    dims = {AXES[n]: n + 2 for n, count in enumerate(slabs) if count > 1}
+    return SpatialParallel.over(groups, dims, stride=stride, overlapped=overlapped)
