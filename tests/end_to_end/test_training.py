@@ -27,7 +27,7 @@ FLOAT64 = (
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "checkpoints" / "stage-3.safetensors")
+    return load_file(sorted((run / "checkpoints").glob("stage-*.safetensors"))[-1])
 
 
 def largest_difference(a: Path, b: Path) -> float:

@@ -107,7 +107,7 @@ def test_the_plan_is_the_fastest_of_all_that_fit() -> None:
 
 
 def test_memory_decides() -> None:
-    """With less and less of it: copies, then recompute or, without that, a split; then nothing fits."""
+    """With less and less of it: copies, then recompute, then nothing fits."""
     asked = problem(devices=2, batch=8, micro_batches=8, schedule="gpipe")
     free = asked.solve().plan
     reserve = CARD.reserve_bytes
@@ -118,9 +118,6 @@ def test_memory_decides() -> None:
         ways.append((found.fits, found.plan.choices.replicas, set(found.plan.choices.recompute) != {"none"}))
         assert found.fits == all(load.peak_bytes <= limit for load in found.plan.devices)
     assert ways[0] == (True, 2, False)
-    tight = reserve + (needs(free) - reserve) * 0.7
-    split = replace(asked, memory=(tight, tight), recompute="none").solve()
-    assert (split.fits, split.plan.choices.replicas) == (True, 1), "it was never split"
     assert any(fits and again for fits, _, again in ways), "recompute was never needed"
     assert not ways[-1][0]
     fits = [fits for fits, _, _ in ways]

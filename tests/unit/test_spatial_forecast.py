@@ -1,0 +1,132 @@
+"""The forecast for slabs: grids, bytes and messages against counts by hand, and what can't be cut."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lampseg.errors import UserError
+from lampseg.networks import UNet
+from lampseg.parallel.spatial import NotExactError, SpatialParallel, check_slabs
+from lampseg.parallel.spatial.forecast import choices_for, grids, slab_plan, slab_plans
+from lampseg.parallel.spatial.layout import spread_edges
+from lampseg.parallel.spatial.window import Spread, Window
+from lampseg.partition.costed import CostedNetwork, cost_network
+from lampseg.partition.plan import Plan
+from tests.equivalence.any_network import build
+
+
+class Two(nn.Module):
+    """Two convolutions; the second keeps what the first made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def costed(network: nn.Module, size: tuple[int, ...]) -> CostedNetwork:
+    return cost_network(network, shape=(1, 1, *size))
+
+
+def plan_for(network: nn.Module, size: tuple[int, ...], grid: tuple[int, ...], stride: int = 1) -> Plan:
+    model = costed(network, size)
+    return slab_plan(model, choices_for(model, grid, micro_batches=1, replicas=1), stride=(stride,) * 3)
+
+
+def test_halos_counted_by_hand() -> None:
+    """A plane of 8 x 8 voxels goes each way for each convolution, and its gradient comes home; the input has none."""
+    plan = plan_for(Two(), (12, 8, 8), (3, 1, 1))
+    plane = 8 * 8 * 4
+    forward = 2 * (1 + 4) * plane  # an inner rank has two neighbours
+    backward = 2 * 4 * plane
+    assert plan.stages[0].send_bytes == forward + backward
+    inner, outer = plan.devices[1], plan.devices[0]
+    assert inner.activation_bytes > outer.activation_bytes, "it keeps two halos"
+    # Kept: the slab of the input and of the first result, with halos of one plane at each side.
+    number = 4  # the loss that stands in
+    assert inner.activation_bytes == (4 + 2) * (1 + 4) * plane + number
+    assert outer.activation_bytes == (4 + 1) * (1 + 4) * plane + number
+
+
+def test_slabs_divide_the_activations() -> None:
+    network = UNet(out_channels=3, filters=8, depth=2, norm="instance", stem_stride=1)
+    single = plan_for(network, (64, 64, 64), (1, 1, 1), 4).stages[0].activation_bytes
+    for grid, most in (((2, 1, 1), 1.05), ((4, 1, 1), 1.10), ((2, 2, 1), 1.10)):
+        plan = plan_for(network, (64, 64, 64), grid, 4)
+        assert len(plan.devices) == plan.choices.sharing
+        assert plan.stages[0].activation_bytes * plan.choices.sharing <= most * single
+
+
+def test_grids_have_small_surfaces() -> None:
+    assert grids(2, size=(64, 32, 32), stride=(4, 4, 4))[0] == (2, 1, 1)
+    assert grids(4, size=(64, 64, 64), stride=(4, 4, 4))[0] == (2, 2, 1)
+    assert grids(4, size=(352, 64, 64), stride=(4, 4, 4))[0] == (4, 1, 1)
+    assert grids(8, size=(16, 16, 16), stride=(8, 8, 8)) == [(2, 2, 2)]
+    assert grids(16, size=(16, 16, 16), stride=(8, 8, 8)) == []
+
+
+def test_edges() -> None:
+    assert spread_edges(22 * 16, 4, unit=16) == (0, 96, 192, 272, 352)
+    assert spread_edges(13, 3) == (0, 5, 9, 13)
+    assert spread_edges(3, 2, unit=8) == (0, 2, 3)
+
+
+def test_windows_cover_every_output_once() -> None:
+    """Whatever the edges; and each output finds its inputs among those that its rank needs."""
+    edges = (0, 3, 7, 8, 13)
+    for kernel in range(1, 6):
+        for stride in (1, 2, 3):
+            for padding in range(kernel):
+                window = Window(kernel, stride, padding)
+                out = window.edges(edges)
+                assert (out[0], out[-1]) == (0, window.planes(13))
+                assert list(out) == sorted(out)
+                spread = Spread(kernel, stride, padding)
+                if spread.planes(13) > 0:
+                    out = spread.edges(edges)
+                    assert (out[0], out[-1]) == (0, spread.planes(13))
+                    assert list(out) == sorted(out)
+                    for begin, end in itertools.pairwise(out):
+                        if begin < end:
+                            low, high = spread.need((begin, end), 13)
+                            reads = [
+                                i for i in range(13) for k in range(kernel) if begin <= i * stride - padding + k < end
+                            ]
+                            assert not reads or (low <= min(reads) and max(reads) < high)
+
+
+def test_attention_is_refused_by_name() -> None:
+    model = cost_network(build("swinunetr"), shape=(1, 1, 64, 32, 32), precision="float64")
+    with pytest.raises(NotExactError, match=r"`\w+` \(at .*\.py:\d+\) is not known to be exact on slabs"):
+        next(slab_plans(model, ranks=2, replicas=1, micro_batches=1, stride=(32, 32, 32)))
+
+
+def test_what_can_not_be_cut() -> None:
+    model = costed(Two(), (8, 8, 8))
+    with pytest.raises(UserError, match="can't be cut into 5 slabs: each needs at least"):
+        next(slab_plans(model, ranks=5, replicas=1, micro_batches=1, stride=(4, 4, 4)))
+    with pytest.raises(UserError, match="2 replicas can't share 1 micro-batch"):
+        choices_for(model, (2, 1, 1), micro_batches=1, replicas=2)
+
+
+class Wrong(nn.Module):
+    """Exact in each of its functions, but not in its use of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = nn.Conv3d(1, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(x) / x.shape[2]
+
+
+def test_the_self_check_finds_what_no_rule_can() -> None:
+    """A rank's slab has half as many planes: the network divides by another number. Nothing is sent on one rank."""
+    torch.manual_seed(0)
+    spatial = SpatialParallel.rehearsal({"x": 2}, {"x": 2}, place={"x": 0})
+    with pytest.raises(UserError, match="Wrong is not the same on slabs"):
+        check_slabs(Wrong(), spatial, channels=1, stride=(4, 4, 4))
