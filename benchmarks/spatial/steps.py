@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import BasicUNet, DynUNet
+from monai.networks.nets import DynUNet, SegResNet
 from torch import Tensor, nn
 
 from lampseg.networks import UNet
@@ -24,7 +24,7 @@ STRIDE = (8, 8, 8)
 COUNTED = ("halo_bytes", "halo_messages", "collective_bytes", "collectives")
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "U-Net": lambda f: UNet(out_channels=CLASSES, filters=f, depth=3, norm="instance", stem_stride=1),
-    "BasicUNet": lambda f: BasicUNet(3, 1, CLASSES, features=(f, f, 2 * f, 4 * f, 8 * f, f)),
+    "SegResNet": lambda f: SegResNet(3, f, 1, CLASSES, blocks_down=(1, 1, 1, 1), blocks_up=(1, 1, 1)),
     "DynUNet": lambda f: DynUNet(
         3, 1, CLASSES, [3] * 4, [1, 2, 2, 2], [2, 2, 2], filters=[f, 2 * f, 4 * f, 8 * f], res_block=True
     ),
