@@ -20,6 +20,7 @@ FLOAT64 = (
     "precision=float64",
     "network.norm=batch",
     "data.validation=0",
+    "data.spacing=[8, 8, 8]",
     "curriculum.0.steps=2",
     "curriculum.1.steps=1",
     "curriculum.2.steps=1",

@@ -7,9 +7,9 @@ from lampseg.partition.plan import Recompute
 from lampseg.partition.schedule import Schedule
 from tests.equivalence.cases import Case
 
-FULL = ("unet", "seunet", "dynunet-deep", "basicunet")
+FULL = ("unet", "dynunet-deep")
 """These run by every schedule, recompute and arrangement."""
-BRIEF = ("unet-instance", "dynunet")
+BRIEF = ("unet-instance", "dynunet", "seunet", "basicunet")
 """These by a few of each."""
 EVEN = ((1, 1, 8, 16, 8),) * 4
 MIXED = ((1, 1, 8, 16, 24), (2, 1, 16, 8, 8), (1, 1, 24, 8, 16), (1, 1, 8, 16, 8), (1, 1, 8, 16, 24))

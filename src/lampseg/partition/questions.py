@@ -11,6 +11,8 @@ from lampseg.partition.search import Found
 from lampseg.units import format_bytes
 
 MOST_DEVICES = 64
+COARSE = 16
+"""Voxels between the patches that a remedy considers: each size is recorded anew."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def levers(problem: Problem, *, stride: Sequence[int]) -> Iterator[Lever]:
     yield Lever(
         f"{fewest.choices.devices if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
     )
-    patch = largest_patch(problem, stride=stride, volume=problem.size)
+    coarse = [max(step, step * (COARSE // step)) for step in stride]
+    patch = largest_patch(problem, stride=coarse, volume=problem.size)
     size = None if patch is None else list(patch[0])
     yield Lever(f"a patch of {size}" if size else "a smaller patch", patch[1] if patch else None, bool(patch))
 
@@ -131,11 +134,13 @@ def _lever(problem: Problem, change: str) -> Lever:
 def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int]) -> str:
     """What to say when nothing fits: what it lacks, and what each change would buy."""
     assert problem.memory is not None
+    rough = replace(problem, rehearse=None)  # its bytes are estimates, up to a quarter too high: what fits by them, fits
     needs = ", ".join(format_bytes(load.peak_bytes) for load in closest.devices)
     has = ", ".join(format_bytes(limit) for limit in problem.memory)
     lines = [
         f"{problem.name} on {'x'.join(map(str, problem.size))} with batch {problem.batch} does not fit: at best the "
         f"devices need {needs}, they have {has}. What each change alone would do:"
     ]
-    lines += [f"  - {lever.text()}" for lever in levers(problem, stride=stride)]
+    lines += [f"  - {lever.text()}" for lever in levers(rough, stride=stride)]
+    lines.append("`lampseg plan` with --largest-patch or --fewest-devices finds these exactly.")
     return "\n".join(lines)

@@ -23,6 +23,8 @@ from lampseg.training.planned_loss import planned_loss
 from lampseg.training.smallest import enough_voxels
 
 Size = tuple[int, int, int]
+HOPELESS = 1.1
+"""Where by a rough plan slabs need so many times the memory, they do not fit."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     if mode != "auto" or problem.devices == 1:
         return found
     try:
-        slabs = _in_slabs(subject, problem)
+        slabs = _in_slabs(subject, problem, roughly=found.fits)
     except UserError as error:
         other = Alternative(f"slabs on {problem.devices} devices", None, None, f"not possible: {error}")
     else:
@@ -140,8 +142,11 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     )
 
 
-def _in_slabs(subject: Subject, problem: Problem) -> Found:
+def _in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False) -> Found:
     """The fastest plan that cuts volumes into slabs, of those that fit; or the one that lacks least.
+
+    Args:
+        roughly: take the first grid, and all slabs to be alike: for an alternative that is only named.
 
     Raises:
         UserError: the devices can't share volumes; or the network is not known to be exact on slabs.
@@ -164,6 +169,7 @@ def _in_slabs(subject: Subject, problem: Problem) -> Found:
                 stride=subject.stride,
                 loss=problem.loss,
                 memory=problem.memory,
+                most=1 if roughly else 2,
             )
         )
     else:
@@ -177,8 +183,13 @@ def _in_slabs(subject: Subject, problem: Problem) -> Found:
     found = [Found(plan, fits=_lack(plan, problem) <= 1) for plan in plans]
     fitting = [each for each in found if each.fits]
     if fitting:
-        return min(fitting, key=lambda each: each.plan.step_seconds)
-    return min(found, key=lambda each: _lack(each.plan, problem))
+        best = min(fitting, key=lambda each: each.plan.step_seconds)
+    else:
+        best = min(found, key=lambda each: _lack(each.plan, problem))
+    if roughly or slabs != "auto" or _lack(best.plan, problem) > HOPELESS:
+        return best
+    plan = slab_plan(model, best.plan.choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
+    return Found(plan, fits=_lack(plan, problem) <= 1)
 
 
 def _lack(plan: Plan, problem: Problem) -> float:

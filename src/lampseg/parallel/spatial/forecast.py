@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def slab_plan(
     stride: Sequence[int],
     loss: MicroBatchLoss | None = None,
     memory: Sequence[float] | None = None,
+    roughly: bool = False,
 ) -> Plan:
     """The Plan of given choices with slabs.
 
@@ -65,6 +66,7 @@ def slab_plan(
         model: the network costed for one micro-batch of whole volumes.
         stride: the network's total down-sampling along each spatial dimension.
         memory: bytes of each process.
+        roughly: take all slabs to be as the thickest, which is quick: each kind of slab takes a second or two.
 
     Raises:
         UserError: the choices contradict each other, or a volume has fewer planes than ranks.
@@ -74,15 +76,17 @@ def slab_plan(
     shape = model.graph.input.shape
     slabs = choices.slabs[: len(shape) - 2]
     places = list(itertools.product(*(range(count) for count in slabs)))
-    costs: dict[tuple[object, ...], SlabCost] = {}
-    each = []
+    costs: dict[Any, SlabCost] = {}
+    kinds = [_kind(slabs, where, shape=shape, stride=stride) for where in places]
+    if roughly:  # one that has most
+        kinds = [max(kinds)] * len(kinds)
     with fake_state(model.network) as fake:
         fake.hold(place(model.graph, ()), 0, gradients=choices.share > 1)
-        for where in places:
-            key = _kind(slabs, where, shape=shape, stride=stride)
-            if key not in costs:
-                costs[key] = slab_cost(model, fake, slabs, where, stride=stride, loss=loss)
-            each.append(costs[key])
+        # The last of a kind stands for it: a strided convolution reads planes before its slab, but none behind.
+        for kind, where in reversed(list(zip(kinds, places, strict=True))):
+            if kind not in costs and kind == _kind(slabs, where, shape=shape, stride=stride):
+                costs[kind] = slab_cost(model, fake, slabs, where, stride=stride, loss=loss)
+    each = [costs[kind] for kind in kinds]
     stage = _stage(model, each)
     loads = tuple(_load(model, choices, n, cost, stage, memory) for n, cost in enumerate(each))
     seconds = choices.share * (stage.forward_seconds + stage.backward_seconds)
@@ -161,18 +165,18 @@ def slab_cost(
 
 def _kind(
     slabs: Sequence[int], where: Sequence[int], *, shape: Sequence[int], stride: Sequence[int]
-) -> tuple[object, ...]:
-    """Ranks of one kind do the same: their slabs are as thick, and have neighbours at the same sides."""
+) -> tuple[tuple[int, int], ...]:
+    """Ranks of one kind do nearly the same: their slabs are as thick and have as many neighbours."""
     spatial = SpatialParallel.rehearsal(
         {AXES[n]: count for n, count in enumerate(slabs) if count > 1},
         {AXES[n]: n + 2 for n, count in enumerate(slabs) if count > 1},
         place={AXES[n]: place for n, place in enumerate(where) if slabs[n] > 1},
         stride=stride,
     )
-    found: list[object] = []
+    found: list[tuple[int, int]] = []
     for shard in spatial.layout(shape):
         axis = spatial.axes[shard.axis]
-        found.append((spatial.local(shard), axis.rank == 0, axis.rank == axis.size - 1))
+        found.append((spatial.local(shard), (axis.rank > 0) + (axis.rank < axis.size - 1)))
     return tuple(found)
 
 
@@ -289,7 +293,7 @@ def slab_plans(
     memory: Sequence[float] | None = None,
     most: int = 2,
 ) -> Iterator[Plan]:
-    """Plans that cut volumes between so many ranks: by the grids with the smallest surfaces.
+    """Rough plans that cut volumes between so many ranks: by the grids with the smallest surfaces.
 
     Raises:
         UserError: no grid leaves every rank a slab.
@@ -304,4 +308,4 @@ def slab_plans(
         )
     for grid in found[:most]:
         choices = choices_for(model, grid, micro_batches=micro_batches, replicas=replicas)
-        yield slab_plan(model, choices, stride=stride, loss=loss, memory=memory)
+        yield slab_plan(model, choices, stride=stride, loss=loss, memory=memory, roughly=True)
