@@ -11,9 +11,11 @@ from lampseg.config import LossConfig, NetworkConfig
 from lampseg.hardware.device import hardware_for
 from lampseg.networks import build_network, on_meta
 from lampseg.parallel.rehearsal import rehearse
+from lampseg.parallel.spatial.forecast import slab_plans
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices
+from lampseg.partition.search import Found
 from lampseg.training.planned_loss import planned_loss
 
 HERE = Path(__file__).parent
@@ -29,7 +31,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "float32, recompute": {"precision": "float32", "recompute": None},
     "bfloat16": {"precision": "bfloat16", "recompute": "none"},
     "bfloat16, recompute": {"precision": "bfloat16", "recompute": None},
+    "float32, slabs": {"precision": "float32", "recompute": "none", "slabs": True},
 }
+STRIDE = (32, 32, 32)
+"""The networks' total down-sampling."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,29 @@ def fewest(case: Case, patch: str, way: dict[str, Any]) -> Plan | None:
         micro_batches="auto",
         loss=planned_loss(LossConfig(), classes=CLASSES[case.table]),
         rehearse=rehearse,
-        **way,
+        precision=way["precision"],
+        recompute=way["recompute"],
     )
-    return fewest_devices(replace(problem, micro_batches=BATCHES[patch]), memory=case.memory)
+    problem = replace(problem, micro_batches=BATCHES[patch])
+    return fewest_devices(problem, memory=case.memory, solve=in_slabs if way.get("slabs") else None)
+
+
+def in_slabs(problem: Problem) -> Found:
+    """All devices on one volume at a time."""
+    if problem.devices == 1:
+        return problem.solve()
+    plan = next(
+        slab_plans(
+            problem.costed(problem.batch),
+            ranks=problem.devices,
+            replicas=1,
+            micro_batches=problem.batch,
+            stride=STRIDE,
+            loss=problem.loss,
+            memory=problem.memory,
+        )
+    )
+    return Found(plan, fits=all(load.peak_bytes <= (load.memory_bytes or 0) for load in plan.devices))
 
 
 def main() -> None:
@@ -102,13 +127,13 @@ def main() -> None:
                     item: dict[str, Any] = {
                         "table": table, "model": case.model, "patch": patch, "way": title,
                         "paper": case.devices, "memory": case.memory,
-                        "ours": plan.choices.devices if plan else None,
+                        "ours": plan.choices.processes if plan else None,
                     }  # fmt: skip
                     if plan is not None:
                         item |= {"peaks": [load.peak_bytes for load in plan.devices], "seconds": plan.step_seconds}
                         item |= {"choices": plan.headline()}
                     data.append(item)
-                    cells.append(f"{plan.choices.devices} ({plan.step_seconds:.2f} s)" if plan else "more than 64")
+                    cells.append(f"{plan.choices.processes} ({plan.step_seconds:.2f} s)" if plan else "more than 64")
                     print(case, patch, title, cells[-1], flush=True)
                 rows.append([case.model, f"{case.devices} x {case.memory // GIB} GiB", *cells])
             heading = f"{TITLES[table]}, {size_text(table, patch)}, batch {BATCHES[patch]}"

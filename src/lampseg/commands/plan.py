@@ -9,9 +9,10 @@ from lampseg.errors import UserError
 from lampseg.networks import build_network, network_sizes, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
+from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices, largest_patch
 from lampseg.training.job import check_patch, patches_of
-from lampseg.training.plans import Size, Subject, hardware_of
+from lampseg.training.plans import Size, Subject, hardware_of, in_slabs_if_asked
 from lampseg.units import parse_bytes
 
 
@@ -56,7 +57,8 @@ def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     """
     if subject.devices.memory is None:
         raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
-    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume)
+    solve = in_slabs_if_asked(subject) or Problem.solve
+    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume, solve=solve)
     if found is None:
         raise UserError(
             f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
@@ -76,10 +78,11 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
         raise UserError(f"--fewest-devices: {memory!r} is not an amount of memory such as 16GiB")
     # A GPU of this memory is meant, as by --devices NxMEMORY, unless the hardware is named.
     hardware = hardware_of(subject.config, parse_devices(f"1x{memory}", planning=True))
-    found = fewest_devices(replace(subject, hardware=hardware).problem(-1), memory=size)
+    subject = replace(subject, hardware=hardware)
+    found = fewest_devices(subject.problem(-1), memory=size, solve=in_slabs_if_asked(subject))
     if found is None:
         raise UserError(
             f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "
-            "devices with more memory, precision: bfloat16, or a smaller patch"
+            "parallel.mode: spatial, devices with more memory, precision: bfloat16, or a smaller patch"
         )
     return found

@@ -1,7 +1,7 @@
 """Questions asked backwards: the largest patch that fits, the fewest devices, and what would have to change."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lampseg.errors import UserError
@@ -32,8 +32,11 @@ class Lever:
         return f"{self.change}: {'fits' if self.fits else 'not enough'}, the fullest device needs {needs}"
 
 
+Solve = Callable[[Problem], Found]
+
+
 def largest_patch(
-    problem: Problem, *, stride: Sequence[int], volume: Sequence[int]
+    problem: Problem, *, stride: Sequence[int], volume: Sequence[int], solve: Solve = Problem.solve
 ) -> tuple[tuple[int, ...], Plan] | None:
     """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
 
@@ -43,6 +46,7 @@ def largest_patch(
     Args:
         stride: total stride of the network, for each axis.
         volume: the largest volume in voxels.
+        solve: finds the plan of a problem; it may be another kind of plan than stages.
     """
     step = math.lcm(*stride)
     whole = tuple(-(-size // s) * s for size, s in zip(volume, stride))
@@ -56,7 +60,7 @@ def largest_patch(
     while low <= high:
         size = patch(edges[middle])
         try:
-            found = replace(problem, size=size).solve()
+            found = solve(replace(problem, size=size))
         except UserError:  # too small: nothing is left at the network's deepest level
             low = middle + 1
         else:
@@ -68,15 +72,24 @@ def largest_patch(
     return best
 
 
-def fewest_devices(problem: Problem, *, memory: float) -> Plan | None:
+def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None) -> Plan | None:
     """The plan with the fewest devices of so many bytes each that fits; None if MOST_DEVICES do not do.
 
     All devices share one copy of the network. More devices are taken to need less memory each, so the number is
     doubled until it does and then found by bisection.
+
+    Args:
+        solve: finds a plan that is none of stages, such as one of slabs.
     """
     costs = problem.costed(problem.counts()[-1]).costs
 
     def fitting(devices: int) -> Plan | None:
+        if solve is not None:
+            try:
+                found = solve(replace(problem, devices=devices, memory=(memory,) * devices, replicas=1))
+            except UserError:  # so many can't share a volume
+                return None
+            return found.plan if found.fits else None
         for schedule in ("1f1b", "interleaved") if problem.schedule is None else (problem.schedule,):
             if (2 if schedule in ("v", "interleaved") else 1) * devices <= costs.count:
                 asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
@@ -86,7 +99,7 @@ def fewest_devices(problem: Problem, *, memory: float) -> Plan | None:
         return None
 
     stages_each = 2 if problem.schedule in ("v", "interleaved") else 1
-    most = min(MOST_DEVICES, costs.count // stages_each)
+    most = MOST_DEVICES if solve is not None else min(MOST_DEVICES, costs.count // stages_each)
     devices = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
     too_few = devices - 1
     plan: Plan | None = None
@@ -134,7 +147,9 @@ def _lever(problem: Problem, change: str) -> Lever:
 def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int]) -> str:
     """What to say when nothing fits: what it lacks, and what each change would buy."""
     assert problem.memory is not None
-    rough = replace(problem, rehearse=None)  # its bytes are estimates, up to a quarter too high: what fits by them, fits
+    rough = replace(
+        problem, rehearse=None
+    )  # its bytes are estimates, up to a quarter too high: what fits by them, fits
     needs = ", ".join(format_bytes(load.peak_bytes) for load in closest.devices)
     has = ", ".join(format_bytes(limit) for limit in problem.memory)
     lines = [

@@ -66,13 +66,13 @@ def _stage_text(stage: Stage) -> str:
 
 
 def _slab_text(plan: Plan, index: int) -> str:
-    """Such as `all of it, on slab 2.1.1 of 4x1x1`."""
+    """Such as `slab 2.1.1 of 4x1x1`."""
     place = []
     for count in reversed(plan.choices.slabs):
         index, at = divmod(index, count)
         place.append(at + 1)
     grid = "x".join(map(str, plan.choices.slabs))
-    return f"all of it, on slab {'.'.join(map(str, reversed(place)))} of {grid}"
+    return f"slab {'.'.join(map(str, reversed(place)))} of {grid}"
 
 
 def drawing(plan: Plan, *, width: int = 64) -> Text:

@@ -110,6 +110,13 @@ def make_plans(
     return tuple(plans)
 
 
+def in_slabs_if_asked(subject: Subject) -> Callable[[Problem], Found] | None:
+    """How problems are solved where the configuration asks for slabs; None: by stages."""
+    if subject.config.parallel.mode != "spatial":
+        return None
+    return lambda problem: problem.solve() if problem.devices == 1 else _in_slabs(subject, problem, roughly=True)
+
+
 def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -> Found:
     """By the way that the configuration names; by slabs also where nothing else fits.
 
