@@ -11,7 +11,7 @@ from lampseg.config import LossConfig, NetworkConfig
 from lampseg.hardware.device import hardware_for
 from lampseg.networks import build_network, on_meta
 from lampseg.parallel.rehearsal import rehearse
-from lampseg.parallel.spatial.forecast import slab_plans
+from lampseg.parallel.spatial.grids import slab_plans
 from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices

@@ -9,7 +9,8 @@ from benchmarks.shared.crew import Crew, crews
 from benchmarks.shared.results import circumstances, median, options, write
 from benchmarks.spatial import steps
 from lampseg.hardware.device import hardware_for
-from lampseg.parallel.spatial.forecast import choices_for, slab_plan
+from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.grids import choices_for
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.forecast import plan_of
 from lampseg.partition.plan import Plan

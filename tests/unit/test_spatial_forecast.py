@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lampseg.errors import UserError
 from lampseg.networks import UNet
 from lampseg.parallel.spatial import NotExactError, SpatialParallel, check_slabs
-from lampseg.parallel.spatial.forecast import choices_for, grids, slab_plan, slab_plans
+from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
 from lampseg.parallel.spatial.layout import spread_edges
 from lampseg.parallel.spatial.window import Spread, Window
 from lampseg.partition.costed import CostedNetwork, cost_network

@@ -25,7 +25,7 @@ from lampseg.networks import build_network, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.launch import is_worker, launch
 from lampseg.parallel.model import ParallelModel
-from lampseg.parallel.spatial.forecast import grids
+from lampseg.parallel.spatial.grids import grids
 from lampseg.parallel.world import World, membership
 from lampseg.partition import Plan, make_plan
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints

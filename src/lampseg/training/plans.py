@@ -12,7 +12,8 @@ from lampseg.errors import UserError
 from lampseg.hardware.device import Hardware, hardware_for
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
-from lampseg.parallel.spatial.forecast import choices_for, slab_plan, slab_plans
+from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.grids import choices_for, slab_plans
 from lampseg.partition import Choices, Plan
 from lampseg.partition.costed import CostedNetwork, record_for
 from lampseg.partition.plan import Alternative, describe_choices

@@ -11,7 +11,6 @@ exact for it (`rules`); one without a rule is refused. A function of replicas ru
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,14 +36,11 @@ from lampseg.parallel.spatial.layout import (
     unmark_constant,
 )
 from lampseg.parallel.spatial.queries import CONSTANTS, KEEP_CONSTANT, QUERIES, UPSAMPLING
+from lampseg.parallel.spatial.refusal import NotExactError, calling_line
 from lampseg.parallel.spatial.register import RULES
 from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
-
-
-class NotExactError(UserError):
-    """A function that is not known to be exact on slabs was called with one."""
 
 
 class SpatialParallel(TorchFunctionMode):
@@ -288,7 +284,7 @@ class SpatialParallel(TorchFunctionMode):
     def refuse(self, func: Callable[..., Any], why: str = "", *, remedy: str = "") -> NotExactError:
         """The error to raise for a call that may be wrong on slabs."""
         return NotExactError(
-            f"`{function_name(func)}`{_line()} is not known to be exact on slabs{': ' + why if why else ''}; "
+            f"`{function_name(func)}`{calling_line()} is not known to be exact on slabs{': ' + why if why else ''}; "
             + (remedy or "run this network with `parallel.mode: pipeline`, or express it by functions that are")
         )
 
@@ -301,7 +297,7 @@ class SpatialParallel(TorchFunctionMode):
 
     def _plain(self, shard: Shard) -> None:
         if shard.merged:
-            raise NotExactError(f"a volume that was flattened to voxels can't be put together again{_line()}")
+            raise NotExactError(f"a volume that was flattened to voxels can't be put together again{calling_line()}")
 
     # ---- the mode itself
 
@@ -347,16 +343,3 @@ def _axes(groups: Mapping[str, dist.ProcessGroup], dims: Mapping[str, int]) -> d
         name: Axis(number, dims[name], dist.get_world_size(group), dist.get_rank(group), group)
         for number, (name, group) in enumerate(groups.items())
     }
-
-
-def _line() -> str:
-    """Where the network made the call: the innermost line outside torch and this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename.replace("\\", "/")
-        if not any(part in file for part in ("/torch/", "/lampseg/parallel/", "/contextlib.py")):
-            return f" (at {file}:{frame.f_lineno})"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return ""

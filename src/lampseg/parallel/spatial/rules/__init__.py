@@ -3,6 +3,7 @@
 from lampseg.parallel.spatial.rules import (  # noqa: F401  (they enter their rules)
     elementwise,
     interpolation,
+    lookup,
     losses,
     norms,
     reductions,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lampseg.parallel.spatial.layout import Layout, Shard, is_constant, layout_of
+from lampseg.parallel.spatial.layout import Layout, Shard, layout_of
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.parallel.spatial.register import exact
 from lampseg.parallel.spatial.rules.align import common_layout, fit, fit_all
@@ -24,7 +24,7 @@ def cat(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     rank = tensors[0].dim()
     dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % rank
     layout = common_layout(mode, func, tensors, rank=rank)
-    _uncut(mode, func, layout, dim)
+    uncut(mode, func, layout, dim)
     for tensor in tensors:
         for shard in layout:
             if not layout_of(tensor) and tensor.shape[shard.dim] == 1 != shard.total:
@@ -48,7 +48,7 @@ def split(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     at = 1 if name == "unbind" else 2
     dim = int(args[at] if len(args) > at else kwargs.get("dim", 0)) % x.dim()
     layout = layout_of(x)
-    _uncut(mode, func, layout, dim)
+    uncut(mode, func, layout, dim)
     layout = tuple(_removed(layout, dim)) if name == "unbind" else layout
     return tuple(mode.marked(part, layout) for part in func(*args, **kwargs))
 
@@ -59,7 +59,7 @@ def narrow(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any
     x = args[0]
     dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % x.dim()
     layout = layout_of(x)
-    _uncut(mode, func, layout, dim)
+    uncut(mode, func, layout, dim)
     return mode.marked(func(*args, **kwargs), _removed(layout, dim) if func.__name__ == "select" else layout)
 
 
@@ -273,46 +273,7 @@ def pad(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     return mode.marked(func(*args, **kwargs), layout_of(x))
 
 
-@exact(F.one_hot)
-def one_hot(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
-    """With the number of classes given: the largest label of a slab is not that of the whole."""
-    if (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) < 1:
-        raise mode.refuse(func, "it counts the classes", remedy="give num_classes")
-    return mode.marked(func(*args, **kwargs), layout_of(args[0]))
-
-
-@exact(torch.gather, Tensor.gather)
-def gather(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
-    """The index tells the shape of the result; the dimension that is looked up is not cut, or of a replica."""
-    given = {**dict(zip(("input", "dim", "index"), args)), **kwargs}
-    x, dim, index = given["input"], given["dim"], given["index"]
-    dim = dim % x.dim()
-    _uncut(mode, func, layout_of(x), dim)
-    layout = common_layout(mode, func, [x, index], rank=x.dim())
-    index = fit(mode, func, index, layout, rank=x.dim())
-    return mode.marked(func(fit(mode, func, x, layout, rank=x.dim(), skip=dim), dim, index), layout)
-
-
-@exact(torch.scatter, Tensor.scatter, Tensor.scatter_)
-def scatter(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
-    """Along a dimension that is not cut."""
-    given = {**dict(zip(("input", "dim", "index", "value"), args)), **kwargs}
-    x, dim, index, value = given["input"], given["dim"], given["index"], given.get("src", given.get("value"))
-    dim = dim % x.dim()
-    sources = [tensor for tensor in (x, index, value) if isinstance(tensor, Tensor) and tensor.dim()]
-    layout = common_layout(mode, func, sources, rank=x.dim())
-    _uncut(mode, func, layout, dim)
-    if not layout_of(x):
-        if not is_constant(x) or any(x.shape[s.dim] != mode.local(s) for s in layout):
-            raise mode.refuse(func, "it writes a slab into a tensor that every rank has all of")
-        mode.marked(x, layout)
-    index = fit(mode, func, index, layout, rank=x.dim(), skip=dim)
-    if isinstance(value, Tensor) and value.dim():
-        value = fit(mode, func, value, layout, rank=x.dim(), skip=dim)
-    return mode.marked(func(x, dim, index, value), layout)
-
-
-def _uncut(mode: SpatialParallel, func: Function, layout: Layout, dim: int) -> None:
+def uncut(mode: SpatialParallel, func: Function, layout: Layout, dim: int) -> None:
     if any(shard.dim == dim for shard in layout):
         raise mode.refuse(func, f"it works along dimension {dim}, which is cut into slabs")
 
