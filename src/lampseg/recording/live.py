@@ -2,8 +2,8 @@
 
 import threading
 import weakref
-from functools import partial
-from typing import Any
+from collections import deque
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._fake = fake
         self._sizes: dict[int, int] = {}
-        self._references: dict[int, weakref.ref[Any]] = {}
+        self._references: dict[int, _Reference] = {}
+        # Filled by a C function: an interrupt in a callback written in Python would be lost, with a traceback.
+        self._gone: deque[weakref.ref[Any]] = deque()
         self._current = 0
         self._peak = 0
         self._settled = True
@@ -44,6 +46,7 @@ class LiveBytes(TorchDispatchMode):
     @property
     def current(self) -> int:
         """Bytes alive now."""
+        self._release()
         return self._current
 
     @property
@@ -54,6 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
     def reset_peak(self) -> None:
         self._settled = True
+        self._release()
         self._peak = self._current
 
     def add(self, tensor: Tensor) -> None:
@@ -82,12 +86,14 @@ class LiveBytes(TorchDispatchMode):
 
     def settle(self) -> None:
         """To be called before a kernel runs: what was alive since the last one is known now."""
+        self._release()
         if not self._settled:
             self._settled = True
             self._peak = max(self._peak, self._current)
 
     def note(self, func: Any, given: list[Tensor], made: list[Tensor]) -> None:
         """Counts what a kernel made; for another mode that sees the kernels (which has called `settle` before it)."""
+        self._release()
         with torch._C.DisableTorchFunction():
             foreign: set[int] | None = None
             for tensor in made:
@@ -105,27 +111,41 @@ class LiveBytes(TorchDispatchMode):
         if func is _ADD and torch._C._current_autograd_node() is not None:
             self._settled = False
         else:
+            self._release()
             self._peak = max(self._peak, self._current)
 
     def _count(self, tensor: Tensor) -> None:
+        self._release()  # a new storage may lie where one was that has gone
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, storage.nbytes()
         self._current += nbytes - self._sizes.get(key, 0)
         self._sizes[key] = nbytes
         if key not in self._references:
             # PyTorch keeps the Python object of a storage for as long as the storage itself.
-            self._references[key] = weakref.ref(storage, partial(self._released, key))
+            reference = self._references[key] = _Reference(storage, self._gone.append)
+            reference.key = key
 
-    def _released(self, key: int, _reference: Any) -> None:
-        self._current -= self._sizes.pop(key)
-        del self._references[key]
+    def _release(self) -> None:
+        """Takes off what has gone since the last call."""
+        while self._gone:
+            key = cast(_Reference, self._gone.popleft()).key
+            self._current -= self._sizes.pop(key)
+            del self._references[key]
 
     def _resized(self, storage: torch.UntypedStorage) -> None:
+        self._release()
         key = storage._cdata
         if key in self._sizes:
             self._current += storage.nbytes() - self._sizes[key]
             self._sizes[key] = storage.nbytes()
             self._peak = max(self._peak, self._current)
+
+
+class _Reference(weakref.ref[Any]):
+    """To a storage, and where it lay."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 def _on_meta(tensor: Tensor) -> bool:
