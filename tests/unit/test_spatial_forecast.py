@@ -131,3 +131,25 @@ def test_the_self_check_finds_what_no_rule_can() -> None:
     spatial = SpatialParallel.rehearsal({"x": 2}, {"x": 2}, place={"x": 0})
     with pytest.raises(UserError, match="Wrong is not the same on slabs"):
         check_slabs(Wrong(), spatial, channels=1, stride=(4, 4, 4))
+
+
+def test_more_devices_than_stages_share_volumes() -> None:
+    """Three convolutions can't be cut for eight devices, but the volume can."""
+    from lampseg.config import Config
+    from lampseg.hardware.device import hardware_for
+    from lampseg.parallel.devices import parse_devices
+    from lampseg.training.plans import Subject, make_plans
+
+    config = Config.model_validate(
+        {
+            "data": {"root": "unused"},
+            "curriculum": [{"patch": "whole", "batch": 1, "steps": 1}],
+            "parallel": {"devices": "8x1GiB"},
+        }
+    )
+    devices = parse_devices("8x1GiB", planning=True)
+    hardware = hardware_for(kind="cpu", name="cpu", processes=8)
+    subject = Subject(config, Two(), 2, (1, 1, 1), (16, 8, 8), devices, hardware)
+    (plan,) = make_plans(subject)
+    assert plan.choices.sharing == 8
+    assert "not possible" in plan.alternatives[0].verdict

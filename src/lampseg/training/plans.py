@@ -127,9 +127,19 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     mode = subject.config.parallel.mode
     if mode == "spatial":
         return _in_slabs(subject, problem)
-    found = problem.solve(on_way=on_way)
     if mode != "auto" or problem.devices == 1:
-        return found
+        return problem.solve(on_way=on_way)
+    try:
+        found = problem.solve(on_way=on_way)
+    except UserError as error:  # more devices than stages, for instance
+        try:
+            slabs = _in_slabs(subject, problem)
+        except UserError:
+            raise error from None
+        if not slabs.fits:
+            raise
+        why = Alternative(f"stages on {problem.devices} devices", None, None, f"not possible: {error}")
+        return replace(slabs, plan=replace(slabs.plan, alternatives=(why,)))
     try:
         slabs = _in_slabs(subject, problem, roughly=found.fits)
     except UserError as error:
