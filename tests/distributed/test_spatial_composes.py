@@ -96,9 +96,10 @@ class Dropping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolution = nn.Conv3d(1, 2, 3, padding=1, dtype=torch.float64)
+        self.norm = nn.BatchNorm3d(2, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.convolution(x), 0.5).relu()
+        return F.dropout(self.norm(self.convolution(x)), 0.5).relu()
 
 
 def dropping(rank: int) -> list[Any]:
@@ -115,7 +116,7 @@ def dropping(rank: int) -> list[Any]:
             loss = module(spatial.shard(data()[0])).square().mean()
             spatial.backward(loss)
         spatial.sum_gradients(module.parameters())
-        found.append((float(loss.detach()), gradients(module)))
+        found.append((float(loss.detach()), gradients(module) | dict(module.named_buffers())))
     return found
 
 

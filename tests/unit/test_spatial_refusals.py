@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lampseg.errors import UserError
 from lampseg.parallel.spatial import NotExactError, SpatialParallel
+from lampseg.parallel.spatial.layout import layout_of
 
 SHAPE = (2, 4, 8, 6, 6)
 
@@ -81,6 +83,15 @@ OPTIONS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "cat": ("along dimension 2", lambda x: torch.cat([x, x], 2)),
     "split": ("along dimension 2", lambda x: x.split(1, 2)),
     "made in its shape": ("made in the shape of the slab", lambda x: x * torch.rand(x.shape)),
+    "a list in its shape": (
+        "made in the shape of the slab",
+        lambda x: x + torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1),
+    ),
+    "drawn in its shape": ("made in the shape of the slab", lambda x: x * torch.empty(x.shape).uniform_()),
+    "index array": ("indexed by", lambda x: x[np.array([0, 1])]),
+    "scatter reduce": ("with reduce", lambda x: x.scatter(1, (x > 0).long(), x, reduce="add")),
+    "fraction": ("no whole number", lambda x: F.interpolate(x[..., :5], scale_factor=(2, 1, 1.5))),
+    "torch's batch norm": ("batch_norm", lambda x: torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False)),
     "written into": ("every rank has all of", lambda x: torch.rand(SHAPE).add_(x)),
     "indices": ("indices", lambda x: F.max_pool3d(x, 2, return_indices=True)),
     "ceil": ("beyond the volume", lambda x: F.max_pool3d(x, 3, 2, ceil_mode=True)),
@@ -133,3 +144,19 @@ def test_a_module_that_keeps_its_place() -> None:
 
     with pytest.raises(NotExactError, match="made in the shape of the slab"):
         on_slab(Positions())
+
+
+def test_masks_are_alike_on_an_axis_that_does_not_cut_the_tensor() -> None:
+    """A level that was put together along one axis is the same on all its ranks, and must stay so."""
+    masks = []
+    for where in range(2):
+        spatial = SpatialParallel.rehearsal({"x": 2, "y": 2}, {"x": 2, "y": 3}, place={"x": 1, "y": where})
+        with spatial:
+            x = spatial.slab(torch.ones(1, 1, 4, 8, 8), spatial.layout((1, 1, 8, 8, 8))[:1])
+            masks.append(F.dropout(x, 0.5))
+    assert torch.equal(*masks)
+
+
+def test_a_positional_option_is_not_taken_for_keepdim() -> None:
+    layout = layout_of(on_slab(lambda x: x.var(1, True), shape=(2, 4, 12, 6, 6)))
+    assert [shard.dim for shard in layout] == [1]

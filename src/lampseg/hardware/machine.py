@@ -8,8 +8,7 @@ def threads_per_process(processes: int) -> int:
 
     So one process and two compute with as many threads each, and therefore round alike: a convolution's gradient adds
     the parts of its threads. A tiny network trained by RMSprop magnifies another rounding to 7e-3 of the loss within
-    20 steps. (Half of the cores that a system counts are second threads of the others, which convolutions gain
-    little from.) `OMP_NUM_THREADS` overrides it.
+    20 steps. `OMP_NUM_THREADS` overrides it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(2, processes))

@@ -147,9 +147,8 @@ def _lever(problem: Problem, change: str) -> Lever:
 def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int]) -> str:
     """What to say when nothing fits: what it lacks, and what each change would buy."""
     assert problem.memory is not None
-    rough = replace(
-        problem, rehearse=None
-    )  # its bytes are estimates, up to a quarter too high: what fits by them, fits
+    # Estimates are up to a quarter too high: what fits by them, fits.
+    rough = replace(problem, rehearse=None)
     needs = ", ".join(format_bytes(load.peak_bytes) for load in closest.devices)
     has = ", ".join(format_bytes(limit) for limit in problem.memory)
     lines = [

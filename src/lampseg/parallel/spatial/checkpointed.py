@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
@@ -36,13 +37,19 @@ def checkpointed(module: nn.Module, spatial: SpatialParallel) -> None:
                 if isinstance(leaf, Tensor):
                     mark(leaf, layout)
             after, spatial.calls = spatial.calls, calls
+            buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]  # running statistics count once
             inside, keywords = tree_unflatten(given, tree)
-            with spatial.random(seed), contextlib.ExitStack() as stack:
-                if not spatial.entered:
-                    stack.enter_context(spatial)
-                out = forward(*inside, **keywords)
-            spatial.calls = after
-            return out
+            try:  # torch ends the second run by an exception, once it has all that it needs
+                with spatial.random(seed), contextlib.ExitStack() as stack:
+                    if not spatial.entered:
+                        stack.enter_context(spatial)
+                    return forward(*inside, **keywords)
+            finally:
+                spatial.calls = after
+                with torch.no_grad():
+                    for buffer, before in buffers:
+                        if not torch.equal(buffer, before):
+                            buffer.copy_(before)
 
         return checkpoint(inner, *leaves, use_reentrant=False, preserve_rng_state=False)
 

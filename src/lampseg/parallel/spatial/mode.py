@@ -288,10 +288,10 @@ class SpatialParallel(TorchFunctionMode):
             + (remedy or "run this network with `parallel.mode: pipeline`, or express it by functions that are")
         )
 
-    def random_call(self, func: Callable[..., Any], args: Any, kwargs: Any, *, slab: bool, device: Any) -> Any:
-        """Calls a function that draws numbers: the same on all ranks for a replica, different ones for slabs."""
+    def random_call(self, func: Callable[..., Any], args: Any, kwargs: Any, *, layout: Layout, device: Any) -> Any:
+        """Calls a function that draws numbers: different ones along the axes that cut its tensor, else the same."""
         self._calls += 1
-        places = [axis.rank for axis in self.axes] if slab else []
+        places = [number for shard in layout for number in (shard.axis, self.axes[shard.axis].rank)]
         with seeded(mix(self.seed, self._calls, *places), device):
             return func(*args, **kwargs)
 
@@ -324,7 +324,9 @@ class SpatialParallel(TorchFunctionMode):
         name = function_name(func)
         if is_random(name):
             device = given[0].device if given else torch.device(kwargs.get("device") or "cpu")
-            return self.random_call(func, args, kwargs, slab=False, device=device)
+            for tensor in given:
+                unmark_constant(tensor)
+            return self.random_call(func, args, kwargs, layout=(), device=device)
         out = func(*args, **kwargs)
         constant = given and all(is_constant(tensor) for tensor in given) and func in KEEP_CONSTANT
         if name in CONSTANTS or constant:

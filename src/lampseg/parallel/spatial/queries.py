@@ -72,8 +72,7 @@ def _queries() -> frozenset[object]:
         method = getattr(Tensor, name, None)
         if method is not None:
             found.add(method)
-    found |= {torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor, torch.is_nonzero}
-    found.discard(torch.is_nonzero)
+    found.update((torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor))
     return frozenset(found)
 
 
@@ -93,8 +92,6 @@ CONSTANTS = frozenset(
         "ones_like",
         "full_like",
         "empty_like",
-        "scalar_tensor",
-        "tensor",
     }
 )
 """Functions whose result is one number, everywhere; or will be written."""
@@ -113,7 +110,6 @@ KEEP_CONSTANT = frozenset(
         Tensor.contiguous,
         Tensor.clone,
         torch.clone,
-        Tensor.detach,
     }
 )
 

@@ -98,8 +98,8 @@ def constants(mode: SpatialParallel, func: Callable[..., Any], args: Any, kwargs
 @exact(*_RANDOM)
 def random_numbers(mode: SpatialParallel, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Every rank draws its own for its slab."""
-    out = mode.random_call(func, args, kwargs, slab=True, device=args[0].device)
-    return mode.marked(out, layout_of(args[0]))
+    layout = layout_of(args[0])
+    return mode.marked(mode.random_call(func, args, kwargs, layout=layout, device=args[0].device), layout)
 
 
 @exact(*_DROPOUT)
@@ -118,7 +118,7 @@ def channel_dropout(mode: SpatialParallel, func: Callable[..., Any], args: Any, 
     layout = layout_of(args[0])
     if any(shard.dim < 2 for shard in layout):
         raise mode.refuse(func, "its slabs are cut along the channels")
-    out = mode.random_call(func, args, kwargs, slab=False, device=args[0].device)
+    out = mode.random_call(func, args, kwargs, layout=(), device=args[0].device)
     return mode.marked(out, layout)
 
 

@@ -40,7 +40,7 @@ def interpolate(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -
         raise mode.refuse(func, f"mode {how}", remedy="use nearest or trilinear")
     if given.get("antialias"):
         raise mode.refuse(func, "antialias")
-    size = _size(x, given)
+    size = _size(mode, func, x, given)
     options = _Options(how, given.get("align_corners"), {})
     layout = list(layout_of(x))
     for n, shard in enumerate(layout):
@@ -68,13 +68,15 @@ def interpolate(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -
     return mode.cut_again(mode.marked(x, layout))
 
 
-def _size(x: Tensor, given: dict[str, Any]) -> list[int]:
+def _size(mode: SpatialParallel, func: Function, x: Tensor, given: dict[str, Any]) -> list[int]:
     """Of my slab of the output."""
     dims = x.dim() - 2
     size, scale = given.get("size"), given.get("scale_factor")
     if size is not None:
         return list(size) if isinstance(size, tuple | list | torch.Size) else [size] * dims
     factors: list[Any] = list(scale) if isinstance(scale, tuple | list) else [scale] * dims
+    if any(planes * factor % 1 for planes, factor in zip(x.shape[2:], factors, strict=True)):
+        raise mode.refuse(func, "by a factor that gives no whole number of planes", remedy="give size")
     return [int(planes * factor) for planes, factor in zip(x.shape[2:], factors, strict=True)]
 
 

@@ -39,6 +39,8 @@ def gather(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any
 @exact(torch.scatter, Tensor.scatter, Tensor.scatter_)
 def scatter(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     """Along a dimension that is not cut."""
+    if len(args) > 4 or "reduce" in kwargs:
+        raise mode.refuse(func, "with reduce")
     given = {**dict(zip(("input", "dim", "index", "value"), args)), **kwargs}
     x, dim, index, value = given["input"], given["dim"], given["index"], given.get("src", given.get("value"))
     dim = dim % x.dim()

@@ -19,7 +19,7 @@ _BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", 
 _GROUP = ("input", "num_groups", "weight", "bias", "eps")
 
 
-@exact(F.instance_norm, torch.instance_norm)
+@exact(F.instance_norm)  # torch.instance_norm takes its arguments in another order
 def instance_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     """Over the voxels of each channel of each sample."""
     given = {**dict(zip(_INSTANCE, args)), **kwargs}
@@ -32,7 +32,7 @@ def instance_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any)
     return out
 
 
-@exact(F.batch_norm, torch.batch_norm)
+@exact(F.batch_norm)
 def batch_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     """Over the voxels of each channel of all samples."""
     given = {**dict(zip(_BATCH, args)), **kwargs}

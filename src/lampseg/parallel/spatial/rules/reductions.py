@@ -112,7 +112,7 @@ def along(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
         from lampseg.parallel.spatial.rules.elementwise import elementwise
 
         return elementwise(mode, func, args, kwargs)
-    x, dims, keepdim = _dimensions(args, kwargs)
+    x, dims, _ = _dimensions(args, kwargs)
     layout = layout_of(x)
     if any(shard.dim in dims for shard in layout):
         raise mode.refuse(
@@ -120,10 +120,11 @@ def along(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
             "it reduces a dimension that is cut into slabs",
             remedy="use a sum or mean, or run this network with `parallel.mode: pipeline`",
         )
-    if not keepdim:
-        layout = tuple(shard.at(shard.dim - sum(dim < shard.dim for dim in dims)) for shard in layout)
     out = func(*args, **kwargs)
-    for each in (out,) if isinstance(out, Tensor) else out:
+    results = (out,) if isinstance(out, Tensor) else tuple(out)
+    if results[0].dim() < x.dim():  # by the result: var and std have another argument where others have keepdim
+        layout = tuple(shard.at(shard.dim - sum(dim < shard.dim for dim in dims)) for shard in layout)
+    for each in results:
         mode.marked(each, layout)
     return out
 

@@ -79,14 +79,18 @@ def setitem(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> An
         raise mode.refuse(func, "it writes a slab into a tensor that every rank has all of")
     inside = _indexed(mode, func, x, index)
     if isinstance(value, Tensor):
-        value = fit(mode, func, value, inside, rank=x[index].dim())
+        rank = x[index].dim()
+        common_layout(mode, func, [mode.marked(x[index], inside), value], rank=rank)
+        if {shard.axis for shard in layout_of(value)} - {shard.axis for shard in inside}:
+            raise mode.refuse(func, "it writes a slab into a tensor that every rank has all of")
+        value = fit(mode, func, value, inside, rank=rank)
     func(x, index, value)
 
 
 def _indexed(mode: SpatialParallel, func: Function, x: Tensor, index: Any) -> Layout:
     parts = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(part, Tensor | list) for part in parts):
-        raise mode.refuse(func, "it is indexed by a tensor")
+    if any(not isinstance(part, int | slice | None | type(Ellipsis)) or isinstance(part, bool) for part in parts):
+        raise mode.refuse(func, "it is indexed by a tensor or a list")
     taken = sum(part is not None and part is not Ellipsis for part in parts)
     if Ellipsis in parts:
         at = parts.index(Ellipsis)
