@@ -85,7 +85,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "made in its shape": ("made in the shape of the slab", lambda x: x * torch.rand(x.shape)),
     "a list in its shape": (
         "made in the shape of the slab",
-        lambda x: x + torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1),
+        lambda x: x + torch.tensor([[[float(n)]] for n in range(4)]),
     ),
     "drawn in its shape": ("made in the shape of the slab", lambda x: x * torch.empty(x.shape).uniform_()),
     "index array": ("indexed by", lambda x: x[np.array([0, 1])]),
