@@ -56,4 +56,4 @@ def test_perfect_network_scores_one(tmp_path: Path) -> None:
 
 
 def test_padded_shape() -> None:
-    assert padded_shape((5, 8, 9), (4, 4, 2)) == (1, 1, 8, 8, 10)
+    assert padded_shape((5, 8, 9), (4, 4, 2), channels=1) == (1, 1, 8, 8, 10)

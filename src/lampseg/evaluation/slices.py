@@ -65,7 +65,7 @@ class SliceView:
         volumes = []
         for path in (image, truth, prediction):
             volume = read_volume(path)
-            volumes.append(nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.array, volume.affine)))
+            volumes.append(nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.array[0], volume.affine)))
             if volumes[-1].shape != volumes[0].shape:
                 raise UserError(
                     f"{path}: shape {volumes[-1].shape}, but {image} has {volumes[0].shape}; give files of one grid"

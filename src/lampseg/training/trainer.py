@@ -92,7 +92,7 @@ class Trainer:
         """Refuses to start where slabs are not what the whole volume is; once for each grid."""
         runner = self.model.runner
         if isinstance(runner, SlabRunner) and runner.choices.slabs not in self._checked:
-            check_slabs(self.model.network, runner.spatial, channels=1, stride=self.job.stride)
+            check_slabs(self.model.network, runner.spatial, channels=self.job.channels, stride=self.job.stride)
             self._checked.add(runner.choices.slabs)
 
     def _loop(self, journal: Journal | None) -> None:
