@@ -24,7 +24,7 @@ class NetworkConfig(Section):
     norm: Literal["batch", "instance", "group"] | None = None
     depth: PositiveInt | None = None
     stem_stride: Literal[1, 2] | None = None
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 Intensity = Literal["zscore", "nonzero", "stored"]
@@ -138,7 +138,7 @@ class OptimizerConfig(Section):
     """RMSprop, as in the paper; `kwargs` go to torch.optim.RMSprop (alpha, eps, momentum, weight_decay)."""
 
     name: Literal["rmsprop"] = "rmsprop"
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class ParallelConfig(Section):

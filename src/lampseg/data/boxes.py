@@ -51,7 +51,9 @@ def box_image(case: PreparedCase, draw: Draw) -> npt.NDArray[np.float32]:
     """Intensities, (C, X, Y, Z); padding is 0."""
     warp = None if draw.change is None else draw.change.warp
     if warp is None:
-        image = _cut(case.image_part, draw, case.shape, channels=(case.channels,), dtype=np.float32)
+        image: npt.NDArray[np.float32] = _cut(
+            case.image_part, draw, case.shape, channels=(case.channels,), dtype=np.float32
+        )
     else:
         image = np.zeros((case.channels, *_extent(draw.source)), np.float32)
         stored, start = _around(case.image_part, case, draw, warp)
@@ -105,7 +107,7 @@ def _cut(
     read: Callable[[Region], Any], draw: Draw, shape: Triple, *, channels: tuple[int, ...], dtype: type[np.generic]
 ) -> Any:
     volume, box = _overlap(draw, shape)
-    out = np.zeros((*channels, *_extent(draw.source)), dtype)
+    out: Any = np.zeros((*channels, *_extent(draw.source)), dtype)
     if all(part.stop > part.start for part in volume):
         out[(..., *box)] = read(volume)
     return out
@@ -128,8 +130,7 @@ def _overlap(draw: Draw, shape: Triple) -> tuple[Region, Region]:
     """What of the wanted part lies in the volume, in the volume's indices and in the part's."""
     corner = [at + part.start for at, part in zip(draw.corner, draw.source)]
     spans = [
-        (max(first, 0), min(first + size, length))
-        for first, size, length in zip(corner, _extent(draw.source), shape)
+        (max(first, 0), min(first + size, length)) for first, size, length in zip(corner, _extent(draw.source), shape)
     ]
     spans = [(start, max(start, stop)) for start, stop in spans]  # a box may lie outside
     volume = tuple(slice(start, stop) for start, stop in spans)

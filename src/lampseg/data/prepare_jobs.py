@@ -20,7 +20,7 @@ from lampseg.data.dataset import Case
 from lampseg.data.preprocess import prepare_case
 from lampseg.data.volume import spacing_of
 from lampseg.errors import UserError
-from lampseg.hardware.machine import threads_per_process
+from lampseg.hardware.machine import cores, threads_per_process
 
 WORTH_IT = 200 * 10**6
 """Voxels below which processes are not worth their start (they import PyTorch and MONAI)."""
@@ -37,14 +37,11 @@ def jobs_for(cases: Sequence[Case], data: DataConfig) -> int:
     sizes = [_voxels(case, data) for case in cases]
     if sum(sizes) < WORTH_IT:
         return 1
-    cores = threads_per_process(1) * 2
     fits = int(0.5 * _free_memory() / (max(sizes) * BYTES_PER_VOXEL))
-    return max(1, min(len(cases), cores, fits))
+    return max(1, min(len(cases), cores(), fits))
 
 
-def in_processes(
-    cases: Sequence[Case], classes: int, data: DataConfig, folder: Path, *, jobs: int
-) -> Iterator[Case]:
+def in_processes(cases: Sequence[Case], classes: int, data: DataConfig, folder: Path, *, jobs: int) -> Iterator[Case]:
     """Prepares the cases in `jobs` processes; yields each when it is ready. All processes end with the iterator.
 
     Raises:

@@ -1,8 +1,9 @@
 """The cases of a dataset on the network's grid, kept in a folder case by case, and reused."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ FORMAT_VERSION = 3
 """Raise it whenever the same files and options would give other cached arrays."""
 LIBRARIES = ("monai", "torch", "nibabel")
 """Those whose code makes the arrays: another version (major.minor) of one prepares anew."""
+_CASE_FIELDS = ("id", "images", "label", "annotated", "masks")  # whose meaning the key holds under names of its own
 POINTS = 10_000
 """Voxel coordinates kept per class, from which the centres of positive patches are drawn."""
 
@@ -85,8 +87,8 @@ def prepare(
         if case.id in ready and on_case is not None:
             on_case(case.id)
     jobs = jobs_for(missing, data)
-    work = in_processes(missing, classes, data, folder, jobs=jobs) if jobs > 1 else _here(missing, classes, data, folder)
-    for case in work:
+    todo = (missing, classes, data, folder)
+    for case in in_processes(*todo, jobs=jobs) if jobs > 1 else _here(*todo):
         found = _found(case, classes, data, folder)
         assert found is not None
         ready[case.id] = found
@@ -168,8 +170,9 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
             return None  # reading it will say what is wrong
         return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
-    options = data.model_dump(mode="json", include={"spacing", "window", "intensity"})
-    return {
+    options = data.model_dump(include={"spacing", "window", "intensity"})
+    more = {field.name: getattr(case, field.name) for field in fields(case) if field.name not in _CASE_FIELDS}
+    key = {
         "version": FORMAT_VERSION,
         "libraries": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
         "files": [stamp(path) for path in case.files],
@@ -177,8 +180,11 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
         "labelled": case.labelled,
         "annotated": list(_annotated(case, classes)),
         "classes": classes,
+        "case": more,
         **options,
     }
+    as_read: dict[str, Any] = json.loads(json.dumps(key, default=str))
+    return as_read
 
 
 def _annotated(case: Case, classes: int) -> tuple[int, ...]:

@@ -9,15 +9,14 @@ import numpy as np
 from lampseg.config_augmentation import AffineConfig, AugmentationConfig
 from lampseg.data.augmentation.elastic import Elastic
 from lampseg.data.augmentation.noise import Noise
-from lampseg.data.augmentation.turn import Turn
-from lampseg.data.augmentation.warp import Warp
+from lampseg.data.augmentation.turn import STILL, Turn
+from lampseg.data.augmentation.warp import SAME, Matrix, Warp
 
 Triple = tuple[int, int, int]
 Seed = tuple[int, ...]
 Stream = Callable[[int], np.random.Generator]
 # Separate random streams, so that one transform's options leave the others' numbers alone.
 _FLIP, _TURN, _NOISE, _DEFORM, _AFFINE, _ELASTIC = range(6)
-_SAME = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Change:
     """First the warp, then the turn, then the noise."""
 
     warp: Warp | None = None
-    turn: Turn = Turn()
+    turn: Turn = STILL
     noise: Noise | None = None
 
 
@@ -68,21 +67,19 @@ def _warp(config: AugmentationConfig, seed: Seed, stream: Stream, size: Triple) 
     if not config.resamples:
         return None
     decides = stream(_DEFORM).random()
-    matrix, shift, elastic = _SAME, (0.0, 0.0, 0.0), None
+    matrix, shift, elastic = SAME, (0.0, 0.0, 0.0), None
     if config.affine is not None and decides < config.affine.probability:
         matrix, shift = _affine(config.affine, stream(_AFFINE), size)
     if config.elastic is not None and decides < config.elastic.probability:
         rng = stream(_ELASTIC)
         sigma, magnitude = rng.uniform(*config.elastic.sigma_voxels), rng.uniform(*config.elastic.magnitude)
         elastic = Elastic(float(sigma), float(magnitude), (*seed, _ELASTIC))
-    if elastic is None and matrix == _SAME and not any(shift):
+    if elastic is None and matrix == SAME and not any(shift):
         return None
     return Warp(matrix, shift, elastic)
 
 
-def _affine(
-    config: AffineConfig, rng: np.random.Generator, size: Triple
-) -> tuple[tuple[tuple[float, float, float], ...], tuple[float, float, float]]:
+def _affine(config: AffineConfig, rng: np.random.Generator, size: Triple) -> tuple[Matrix, tuple[float, float, float]]:
     """rotate shear (scale p + shift), as MONAI's RandAffine composes them; three shear factors, as it draws."""
     from monai.transforms.utils import create_rotate, create_scale, create_shear  # here: importing takes seconds
 

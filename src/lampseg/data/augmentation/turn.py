@@ -46,5 +46,8 @@ class Turn:
     def __call__(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """An array (..., X, Y, Z), turned."""
         lead = array.ndim - 3
-        turned = np.transpose(array, (*range(lead), *(lead + axis for axis in self.axes)))
-        return np.flip(turned, [lead + axis for axis, backwards in enumerate(self.backwards) if backwards])
+        turned: npt.NDArray[Any] = np.transpose(array, (*range(lead), *(lead + axis for axis in self.axes)))
+        return np.flip(turned, tuple(lead + axis for axis, backwards in enumerate(self.backwards) if backwards))
+
+
+STILL = Turn()

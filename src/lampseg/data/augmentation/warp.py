@@ -14,6 +14,8 @@ from lampseg.data.augmentation.elastic import Elastic
 Triple = tuple[int, int, int]
 Array = npt.NDArray[np.float64]
 Region = Sequence[slice]
+Matrix = tuple[tuple[float, float, float], ...]
+SAME: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 _ROUNDING = 2.0**16
 """Places are multiples of 1 / 65536 voxel: exact in float64 whatever box they are counted from."""
@@ -25,7 +27,7 @@ _BLOCK = 1_000_000
 class Warp:
     """Voxel p of a box of centre c comes from c + matrix (p - c + displacement(p)) + shift, all in voxels."""
 
-    matrix: tuple[tuple[float, float, float], ...]
+    matrix: Matrix
     shift: tuple[float, float, float]
     elastic: Elastic | None = None
 
@@ -46,7 +48,7 @@ class Warp:
 
     def places(self, region: Region, size: Triple, corner: Triple) -> Array:
         """(3, X, Y, Z): where in the volume each voxel of a region of the box comes from."""
-        moved: list[Array] = [
+        moved: list[Any] = [
             np.arange(part.start, part.stop).reshape([-1 if axis == at else 1 for at in range(3)])
             - (size[axis] - 1) / 2
             for axis, part in enumerate(region)
