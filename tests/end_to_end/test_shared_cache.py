@@ -81,7 +81,8 @@ def test_a_process_killed_at_any_time(tmp_path: Path) -> None:
     cases = write_cases(tmp_path, 4, edge=40)
     code = (
         "import sys; from pathlib import Path; from lampseg.data import prepare; "
-        "from tests.end_to_end.test_shared_cache import CLASSES, cases_of, data; folder = Path(sys.argv[1]); print(flush=True); "
+        "from tests.end_to_end.test_shared_cache import CLASSES, cases_of, data; "
+        "folder = Path(sys.argv[1]); print(flush=True); "
         "prepare(cases_of(folder, 4), classes=CLASSES, data=data(), folder=folder / 'cache')"
     )
     for wait in (0.2, 3.0):
