@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lampseg.config_augmentation import AugmentationConfig
 from lampseg.data import Draw, PreparedCase, Sampler
 from lampseg.data.cache import write_array
 from lampseg.training.batches import MicroBatch, cut
@@ -65,3 +66,35 @@ def test_the_padding_of_whole_volumes_is_marked(case: PreparedCase) -> None:
     assert bool(valid[0, :6, :5, :4].all())
     assert int(valid.sum()) == 6 * 5 * 4
     assert float(batch.image()[0, 0][~valid[0]].abs().max()) == 0
+
+
+def test_what_each_process_reads_makes_up_the_augmented_batch(case: PreparedCase) -> None:
+    """Two processes that share a volume along Y; padding is agreed on by both."""
+    augmentation = AugmentationConfig.model_validate(
+        {"affine": {"probability": 1}, "flip": {"probability": 0.5}, "noise": {}, "elastic": {"probability": 1}}
+    )
+    source = Sampler(
+        [case],
+        patch=None,
+        batch=2,
+        stride=(4, 4, 4),
+        seed=0,
+        stage=0,
+        positive=0,
+        class_balanced=True,
+        augmentation=augmentation,
+    )
+
+    def batch(*rows: int) -> MicroBatch:
+        def region(shape: tuple[int, ...]) -> tuple[slice, ...]:
+            return (slice(0, shape[2]), slice(*rows), slice(0, shape[4]))
+
+        return MicroBatch(source, source.draws(0), torch.float32, torch.device("cpu"), region if rows else None)
+
+    whole, low, high = batch(), batch(0, 3), batch(3, 8)
+    assert torch.equal(torch.cat([low.image(), high.image()], 3), whole.image())
+    assert torch.equal(torch.cat([low.target(), high.target()], 2), whole.target())
+    masks = [part.valid() for part in (whole, low, high)]
+    assert all(mask is not None for mask in masks)
+    assert torch.equal(torch.cat(masks[1:], 2), masks[0])  # type: ignore[arg-type]
+    assert low.shape == whole.shape == (2, 1, 8, 8, 4)
