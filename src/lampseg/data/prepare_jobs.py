@@ -24,8 +24,8 @@ from lampseg.hardware.machine import cores, threads_per_process
 
 WORTH_IT = 200 * 10**6
 """Voxels below which processes are not worth their start (they import PyTorch and MONAI)."""
-BYTES_PER_VOXEL = 32
-"""That preparing takes at most, for each channel, of the larger of the file's and the network's grid (measured: 24)."""
+BYTES_PER_VOXEL = 60
+"""That preparing takes for each channel, of the larger of the file's and the network's grid (measured: 58)."""
 
 
 def jobs_for(cases: Sequence[Case], data: DataConfig) -> int:
