@@ -133,6 +133,8 @@ def test_image_label_and_mask_come_from_one_place(change: str, box: str, case: P
 def test_the_places_of_an_affine_map(case: PreparedCase) -> None:
     draw = Draw(0, (8, 7, 6), (16, 14, 12), Change(warp=BENT))
     p = np.moveaxis(np.indices(draw.size), 0, -1) - (np.array(draw.size) - 1) / 2
+    exact = BENT.places((slice(0, 16), slice(0, 14), slice(0, 12)), draw.size, draw.corner) * 65536
+    np.testing.assert_array_equal(exact, np.rint(exact))  # so that they are exact from any other origin, too
     wanted = p @ np.array(BENT.matrix).T + (np.array(draw.size) - 1) / 2 + BENT.shift + draw.corner
     valid = box_valid(case, draw)
     np.testing.assert_allclose(np.moveaxis(box_image(case, draw), 0, -1)[valid], wanted[valid] + 1, atol=1e-4)
