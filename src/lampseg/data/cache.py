@@ -61,8 +61,9 @@ def read_array(path: Path, region: tuple[slice, ...] | None = None) -> npt.NDArr
 
     try:
         stored = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-        box = tuple(slice(None) for _ in stored.shape) if region is None else (..., *region)
-        out: npt.NDArray[Any] = np.asarray(stored[box])
+        ends = [slice(0, size) for size in stored.shape]
+        box = ends if region is None else [*ends[: len(ends) - 3], *region]
+        out: npt.NDArray[Any] = np.asarray(stored[tuple(box)])
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{path}: the preprocessed volume cannot be read ({error}); delete its folder, and it is prepared again"
