@@ -58,6 +58,8 @@ class DataConfig(Section):
     """Where preprocessed volumes are kept; None: inside the run folder. Several runs may share one folder."""
     jobs: PositiveInt | Literal["auto"] = "auto"
     """Processes that preprocess volumes; auto: by the number and size of the volumes, the cores and free memory."""
+    prefetch: Literal["auto", "always", "never"] = "auto"
+    """Read the next step's voxels while this one computes; auto: on GPUs, as on CPUs both need the same cores."""
 
     @model_validator(mode="before")
     @classmethod

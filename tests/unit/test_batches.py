@@ -9,6 +9,8 @@ import torch
 from lampseg.config_augmentation import AugmentationConfig
 from lampseg.data import Draw, PreparedCase, Sampler
 from lampseg.data.cache import write_array
+from lampseg.errors import UserError
+from lampseg.training.ahead import ReadAhead
 from lampseg.training.batches import MicroBatch, cut
 
 
@@ -98,3 +100,47 @@ def test_what_each_process_reads_makes_up_the_augmented_batch(case: PreparedCase
     assert all(mask is not None for mask in masks)
     assert torch.equal(torch.cat(masks[1:], 2), masks[0])  # type: ignore[arg-type]
     assert low.shape == whole.shape == (2, 1, 8, 8, 4)
+
+
+def test_what_is_read_ahead_is_what_would_be_read(case: PreparedCase) -> None:
+    """The last step used the image of the first micro-batch and the labels and the mask of the second."""
+    source = sampler(case, None)
+
+    def batches(step: int) -> list[MicroBatch]:
+        parts = cut(source.draws(step), 2)
+        return [MicroBatch(source, part, torch.float32, torch.device("cpu")) for part in parts]
+
+    ahead = ReadAhead(on=True)
+    last = batches(0)
+    assert ahead.take((0, 0)) is None
+    ahead.announce((0, 0), last)
+    assert not any(batch._ahead for batch in last), "nothing is known of what will be used"
+    last[0].image()
+    last[1].target()
+    last[1].valid()
+    ahead.note_used(last)
+    ahead.announce((0, 1), batches(1))
+    assert ahead.take((1, 1)) is None, "another step"
+    ahead.announce((0, 1), batches(1))
+    found, plain = ahead.take((0, 1)), batches(1)
+    assert found is not None
+    assert [sorted(batch._ahead) for batch in found] == [["image"], ["label", "valid"]]
+    for batch, wanted in zip(found, plain, strict=True):
+        for _ in range(2):  # the second time, it is read
+            assert torch.equal(batch.image(), wanted.image())
+            assert torch.equal(batch.target(), wanted.target())
+            assert torch.equal(batch.valid(), wanted.valid())  # type: ignore[arg-type]
+        assert not batch._ahead
+    assert not ReadAhead(on=False).on
+
+
+def test_a_fault_of_reading_ahead_appears_where_the_voxels_are_used(case: PreparedCase) -> None:
+    source = sampler(case, (4, 4, 4))
+    batch = MicroBatch(source, source.draws(0), torch.float32, torch.device("cpu"))
+    batch.used.add("image")
+    ahead = ReadAhead(on=True)
+    ahead.note_used([batch])
+    case.image.unlink()
+    ahead.announce((0, 0), [batch])
+    with pytest.raises(UserError, match="cannot be read"):
+        batch.image()

@@ -140,7 +140,7 @@ def _check_same(run: Path, before: Config, now: Config) -> None:
 
 def _fields(config: Config) -> dict[str, Any]:
     """The decisive fields by their dotted names."""
-    tree = config.model_dump(mode="json", include=set(_DECISIVE), exclude={"data": {"cache", "jobs"}})
+    tree = config.model_dump(mode="json", include=set(_DECISIVE), exclude={"data": {"cache", "jobs", "prefetch"}})
     flat: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:
