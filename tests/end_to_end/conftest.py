@@ -33,7 +33,12 @@ def config(folder: Path, phantom: Dataset) -> Path:
     path = folder / "config.yaml"
     tree = {
         "network": {"name": "unet", "filters": 4, "norm": "instance", "depth": 2, "stem_stride": 1},
-        "data": {"root": str(phantom.root), "window": [-160, 240], "cache": str(folder / "preprocessed")},
+        "data": {
+            "root": str(phantom.root),
+            "window": [-160, 240],
+            "cache": str(folder / "preprocessed"),
+            "prefetch": "always",
+        },
         "curriculum": CURRICULUM,
         "augmentation": {
             "affine": {"shift_fraction": 0.1},

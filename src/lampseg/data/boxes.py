@@ -1,6 +1,6 @@
 """A box of one case's volume: what it is, and its voxels, read from disk and changed as the augmentation says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from lampseg.data.preprocess import PreparedCase
 
 Triple = tuple[int, int, int]
 Region = tuple[slice, ...]
+Places = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,13 @@ def box_image(case: PreparedCase, draw: Draw) -> npt.NDArray[np.float32]:
     else:
         image = np.zeros((case.channels, *_extent(draw.source)), np.float32)
         stored, start = _around(case.image_part, case, draw, warp)
-        for planes, places in _blocks(stored, draw, warp):
+
+        def interpolate(planes: slice, places: Places) -> None:
             trilinear(stored, start, places, image[:, planes])
             image[:, planes] *= inside(places, case.shape)
+
+        if stored is not None:
+            warp.each_block(draw.source, draw.size, draw.corner, interpolate)
     if draw.change is None:
         return image
     image = draw.change.turn(image)
@@ -77,8 +82,12 @@ def box_label(case: PreparedCase, draw: Draw) -> npt.NDArray[np.uint8]:
     else:
         label = np.zeros(_extent(draw.source), np.uint8)
         stored, start = _around(case.label_part, case, draw, warp)
-        for planes, places in _blocks(stored, draw, warp):
+
+        def look_up(planes: slice, places: Places) -> None:
             label[planes] = nearest(stored, start, places) * inside(places, case.shape)
+
+        if stored is not None:
+            warp.each_block(draw.source, draw.size, draw.corner, look_up)
     return label if draw.change is None else np.ascontiguousarray(draw.change.turn(label))
 
 
@@ -90,8 +99,11 @@ def box_valid(case: PreparedCase, draw: Draw) -> npt.NDArray[np.bool_]:
         _, box = _overlap(draw, case.shape)
         valid[box] = True
     else:
-        for planes, places in warp.blocks(draw.source, draw.size, draw.corner):
+
+        def mark(planes: slice, places: Places) -> None:
             valid[planes] = inside(places, case.shape)
+
+        warp.each_block(draw.source, draw.size, draw.corner, mark)
     return valid if draw.change is None else np.ascontiguousarray(draw.change.turn(valid))
 
 
@@ -120,10 +132,6 @@ def _around(read: Callable[[Region], Any], case: PreparedCase, draw: Draw, warp:
     if any(part.stop <= part.start for part in region):
         return None, []
     return read(region), [part.start for part in region]
-
-
-def _blocks(stored: Any, draw: Draw, warp: Warp) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-    return iter(()) if stored is None else warp.blocks(draw.source, draw.size, draw.corner)
 
 
 def _overlap(draw: Draw, shape: Triple) -> tuple[Region, Region]:
