@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-
 from lampseg.evaluation.paired import PairedTest, holm, paired_test
+
 from lampseg.evaluation.scores import Evaluation
 from lampseg.version import __version__
 
@@ -110,8 +110,8 @@ def answer(kind: str, comparisons: list[tuple[str, str, PairedTest]], adjusted: 
     up = sum((test.difference or 0) > 0 and p is not None and p < 0.05 for test, p in mine)
     down = sum((test.difference or 0) < 0 and p is not None and p < 0.05 for test, p in mine)
     return (
-        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons, fell significantly in {down}; the "
-        f"others tell no difference."
+        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons and fell significantly in {down}; "
+        "the others tell no difference."
     )
 
 
