@@ -8,12 +8,12 @@ from lampseg.data.dataset import Dataset, read_dataset
 from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 from lampseg.evaluation.case_scores import ClassScores, score_case
-from lampseg.evaluation.label_maps import check_grid, few, read_label_map
+from lampseg.evaluation.label_maps import check_grid, read_label_map
 from lampseg.evaluation.measures import choose_metrics, ordered
 from lampseg.evaluation.pool import map_cases
 from lampseg.evaluation.score_tables import write_evaluation
 from lampseg.evaluation.scores import Evaluation
-from lampseg.evaluation.tables import check_can_write
+from lampseg.evaluation.tables import check_can_write, few
 from lampseg.evaluation.tolerances import DEFAULT_MM, tolerances
 
 

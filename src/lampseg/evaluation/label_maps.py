@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lampseg.data.volume import Volume, read_volume
 from lampseg.errors import UserError
+from lampseg.evaluation.tables import few
 
 # Of the spacing: what float32 headers and format conversions may lose. An error of the axes grows with every voxel.
 _AXES_TOLERANCE, _ORIGIN_TOLERANCE = 1e-3, 1e-2
@@ -53,11 +54,6 @@ def check_grid(prediction: LabelMap, truth: LabelMap) -> None:
             f"{prediction.path}: affine {prediction.affine[:3].round(4).tolist()}, but its label {truth.path} has "
             f"{truth.affine[:3].round(4).tolist()}; predict on the image that was labelled, or correct the header"
         )
-
-
-def few(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _classes(path: Path, volume: Volume, *, classes: int | None, source: str) -> NDArray[np.uint8]:
