@@ -132,7 +132,7 @@ def test_a_fault_in_another_process_is_told_as_in_this() -> None:
 
 
 def test_a_process_that_is_killed_is_told() -> None:
-    with pytest.raises(UserError, match="one of 2 processes was killed, perhaps for want of memory"):
+    with pytest.raises(UserError, match="--jobs: a process was killed, perhaps for want of memory"):
         map_cases(os._exit, [9, 9], jobs=2)
 
 

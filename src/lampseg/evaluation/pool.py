@@ -49,8 +49,8 @@ def map_cases(
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise UserError(
-            f"--jobs: one of {jobs} processes was killed, perhaps for want of memory; try again with fewer jobs (a script "
-            'that calls `evaluate` must guard its start by `if __name__ == "__main__":`)'
+            "--jobs: a process was killed, perhaps for want of memory; try again with fewer jobs. A script "
+            'that calls `evaluate` must guard its start by `if __name__ == "__main__":`'
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
