@@ -48,7 +48,7 @@ class OrganDice:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Dice of some cases. Build it with `Evaluation.from_cases`."""
+    """Dice and other metrics of some cases. Build it with `Evaluation.from_cases` or `Evaluation.from_scores`."""
 
     organs: tuple[str, ...]
     """Names of the foreground classes, that of class 1 first."""
