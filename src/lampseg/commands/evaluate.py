@@ -15,7 +15,9 @@ def evaluate_folders(
 ) -> Evaluation:
     """Scores and prints; see `lampseg.evaluation.evaluate` for arguments and errors."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    errors = Console(stderr=True)
+    # Not into a file: there a bar leaves an empty line, even before an error.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         bar = progress.add_task("cases", total=None)
         found = evaluate(
             predictions,
