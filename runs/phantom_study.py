@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from lampseg.evaluation.paired import PairedTest, holm, paired_test
 
+from lampseg.evaluation.paired import PairedTest, holm, paired_test
 from lampseg.evaluation.scores import Evaluation
 from lampseg.version import __version__
 
