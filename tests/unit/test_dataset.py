@@ -137,8 +137,10 @@ def test_of_many_missing_files_the_first_are_named(tmp_path: Path) -> None:
 
 
 def test_no_dataset_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.json: no such file; data\.root must be a folder"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder; data\.root must be a dataset's folder"):
         read_dataset(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"dataset\.json: no such file; data\.root must be a folder"):
+        read_dataset(tmp_path / "nowhere", format="msd")
 
 
 @pytest.mark.parametrize("text", ['{"name": ', "[1, 2]", "\x00"])
