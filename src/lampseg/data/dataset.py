@@ -125,7 +125,7 @@ def _unrecognised(root: Path) -> str:
     if root.is_file():
         return f"{root}: is no listing; data.root must be a *.csv or *.json file that lists cases, or a folder"
     looked = "; ".join(form.looks_like for form in _FORMATS)
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir() if path.name[0] != ".")
+    names = [path.name + ("/" if path.is_dir() else "") for path in _inside(root)]
     return (
         f"{root}: no dataset is recognised here. Looked for: {looked}. Found: {few(names) or 'nothing'}"
         f"{_advice(root)}, see docs/reference/data-layout.md"
@@ -141,13 +141,21 @@ def _advice(root: Path) -> str:
         return "; imagesTr is here, but dataset.json is missing: copy it, too"
     if lost:
         return f"; {few(str(folder) for folder in lost)} has structures, but no {pddca.IMAGE}: copy it, too"
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    listings = sorted(path for path in root.iterdir() if path.suffix == ".csv" and path.name[0] != ".")
-    below = [path for folder in folders for path in folder.iterdir() if path.is_dir()]
+    folders = [path for path in _inside(root) if path.is_dir()]
+    listings = [path for path in _inside(root) if path.suffix == ".csv"]
+    below = [path for folder in folders for path in _inside(folder) if path.is_dir()]
     for path in (*folders, *listings, *below, root.parent):
         if _recognised(path):
             return f"; {path} would be right: set data.root to it"
     return "; a dataset in another layout can be listed in a CSV file"
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What a folder holds, in order; nothing if that can't be read. Hidden files are left out."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    except OSError:
+        return []
 
 
 def _recognised(path: Path) -> bool:
