@@ -8,7 +8,7 @@ import pytest
 
 from lampseg.config import DataConfig, parse_config
 from lampseg.data import Case, Dataset, dataset_of, split_training
-from lampseg.data.split import draw_test, split_to_json
+from lampseg.data.split import check_recorded, draw_test, split_to_json
 from lampseg.errors import UserError
 from tests.unit.format_folders import LABELS, describe, touch
 
@@ -121,3 +121,16 @@ def test_two_ways_to_choose_are_refused() -> None:
     tree = {"curriculum": [{"patch": 8, "steps": 1}], "data": {"root": "x", "split": "s.json", "test_cases": 3}}
     with pytest.raises(UserError, match="`split` and `test_cases` both choose the test set"):
         parse_config(tree)
+
+
+def test_a_run_is_not_resumed_with_other_cases(tmp_path: Path) -> None:
+    a, b, c = (Case(name, (Path(name),), Path(name), None) for name in "abc")
+    record = tmp_path / "split.json"
+    check_recorded(record, split_to_json([a], [b], [c]), resume=True)  # a run from before there were records
+    record.write_text(split_to_json([a], [b], [c]))
+    check_recorded(record, split_to_json([a], [b], [c]), resume=True)
+    check_recorded(record, split_to_json([a, b], [c], []), resume=False)
+    with pytest.raises(UserError, match=r"split\.json: the run was begun with other training cases \(b differ\)"):
+        check_recorded(record, split_to_json([a, b], [], [c]), resume=True)
+    with pytest.raises(UserError, match=r"other test cases \(c differ\)"):
+        check_recorded(record, split_to_json([a], [b], []), resume=True)

@@ -109,5 +109,19 @@ def split_to_json(training: Iterable[_Named], validation: Iterable[_Named], test
     return json.dumps({part: sorted(case.id for case in cases) for part, cases in parts}, indent=2) + "\n"
 
 
+def check_recorded(record: Path, split: str, *, resume: bool) -> None:
+    """Raises UserError if a run that is resumed recorded other cases than `split` (of `split_to_json`) names."""
+    if not resume or not record.is_file():
+        return
+    before, now = read_object(record), json.loads(split)
+    for part in PARTS:
+        changed = sorted(set(before.get(part, ())) ^ set(now[part]))
+        if changed:
+            raise UserError(
+                f"{record}: the run was begun with other {part} cases ({few(changed)} differ): bring the dataset, or "
+                "the file of data.split, back to what it was, or begin another run"
+            )
+
+
 def _ranked(cases: Iterable[Case], seed: int) -> list[Case]:
     return sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case.id}".encode()).digest())
