@@ -82,7 +82,7 @@ def test_validation_cases_may_be_named(tmp_path: Path) -> None:
         (HEAD, "lists no training case"),
         (f"{HEAD}a,scans/a.nii.gz,scans/a-seg.nii.gz,trian,\n", "line 2: `split` is 'trian'"),
         (f"{HEAD}a,,scans/a-seg.nii.gz,,\n", "line 2: `image` is empty"),
-        (f"{HEAD}a/b,scans/a.nii.gz,scans/a-seg.nii.gz,,\n", "line 2: `id` 'a/b' can't name a file"),
+        (f"{HEAD}a/b,scans/a.nii.gz,scans/a-seg.nii.gz,,\n", r"cases\.csv: a/b can't name a file"),
         (f"{HEAD}a,scans/a.nii.gz,,,\n", "training case a has no `label`"),
         (f"{HEAD}a,scans/a.nii.gz,scans/a-seg.nii.gz,,spleen\n", "line 2: `not_annotated` names spleen"),
         (f"{HEAD}a,scans/a.nii.gz,scans/a-seg.nii.gz,,,,\n", "line 2: more fields than columns"),

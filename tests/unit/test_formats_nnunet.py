@@ -60,6 +60,7 @@ def test_organs_that_were_not_drawn(tmp_path: Path) -> None:
         ({"not_annotated": {"z": ["liver"]}}, "`not_annotated` must be an object of cases"),
         ({"not_annotated": {"a": ["spleen"]}}, "a: `not_annotated` names spleen"),
         ({"dataset": {"x": {"images": ["x.nii.gz"], "label": "y.nii.gz"}}}, r"dataset\.x: 1 images for the 2 channels"),
+        ({"dataset": {"x/y": {"images": ["a", "b"], "label": "c"}}, "numTraining": 1}, "x/y can't name a file"),
         ({"dataset": {"x": {"images": "x.nii.gz"}}}, r"dataset\.x: expected"),
         ({"dataset": []}, "`dataset` must be an object"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 import nrrd
 import numpy as np
 import pytest
+import slicerio
 
 from lampseg.data import read_label, read_volume
 from lampseg.data.volume import file_id, read_geometry
@@ -61,6 +62,18 @@ def test_an_axis_without_direction_holds_channels(tmp_path: Path) -> None:
     volume = read_volume(write_nrrd(tmp_path / "last.nrrd", last, AFFINE, **fields))
     np.testing.assert_array_equal(volume.array, array)
     np.testing.assert_allclose(volume.affine, AFFINE)
+
+
+def test_files_of_3d_slicer() -> None:
+    """A scan, and a segmentation whose layers are an axis without direction, as 3D Slicer wrote them."""
+    shipped = Path(slicerio.__file__).parent / "data"
+    scan = read_volume(shipped / "CTChest4.nrrd")
+    layers = slicerio.read_segmentation(str(shipped / "SegmentationOverlapping.seg.nrrd"))
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ scan.affine, layers["ijkToLPS"])
+    stored = read_volume(shipped / "SegmentationOverlapping.seg.nrrd")
+    np.testing.assert_array_equal(stored.array, layers["voxels"])
+    np.testing.assert_array_equal(stored.affine, scan.affine)
+    assert scan.shape == stored.shape == (128, 128, 34)
 
 
 def test_a_detached_header(tmp_path: Path) -> None:

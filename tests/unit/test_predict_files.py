@@ -28,7 +28,7 @@ def test_files_and_folders_in_order(folder: Path) -> None:
     [
         ([], "no image given; name NIfTI files, or folders of them"),
         (["none.nii"], r"none\.nii: no such file or folder"),
-        (["empty"], r"empty: there is no \.nii\.gz, \.nii, \.nrrd or \.npy file in this folder"),
+        (["empty"], r"empty: there is no \.nii or \.nii\.gz file in this folder"),
         (["a.nii.gz", "more/a.nii"], r"more/a\.nii and \S*a\.nii\.gz would be written to the same a\.nii\.gz"),
         (["a.nii.gz", "a.nii.gz"], "would be written to the same"),
     ],

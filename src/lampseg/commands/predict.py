@@ -15,7 +15,7 @@ from torch import nn
 from lampseg.commands.run_folder import Task, check_writable, read_task
 from lampseg.config import Config, load_config
 from lampseg.data.headers import network_shape
-from lampseg.data.volume import is_volume, remove_if_there
+from lampseg.data.volume import remove_if_there
 from lampseg.errors import UserError
 from lampseg.evaluation.tables import write_text
 from lampseg.hardware.device import Hardware, hardware_for
@@ -274,9 +274,9 @@ def image_files(images: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if is_volume(p))
+            found = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
             if not found:
-                raise UserError(f"{path}: there is no .nii.gz, .nii, .nrrd or .npy file in this folder")
+                raise UserError(f"{path}: there is no .nii or .nii.gz file in this folder")
             files += found
         elif path.is_file():
             files.append(path)

@@ -64,7 +64,7 @@ def check_channels(cases: Iterable[Case], *, channels: tuple[str, ...]) -> None:
         if found != len(channels):
             raise UserError(
                 f"{case.image}: {found} channel(s), but the dataset names {len(channels)} ({', '.join(channels)}); "
-                "correct `modality` or `channel_names` in its description, or the file"
+                "correct `modality` or `channel_names` there, or keep so many channels in the file"
             )
 
 

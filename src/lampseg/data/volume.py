@@ -17,7 +17,6 @@ __all__ = [
     "Volume",
     "check_same_grid",
     "file_id",
-    "is_volume",
     "read_geometry",
     "read_label",
     "read_mask",
@@ -25,6 +24,7 @@ __all__ = [
     "remove_if_there",
     "save_nifti",
     "spacing_of",
+    "suffix_of",
     "write_labels",
 ]
 
@@ -60,21 +60,21 @@ class Volume:
         return spacing_of(self.affine)
 
 
-def is_volume(path: Path) -> bool:
-    """Whether a file's name is that of a volume. Hidden files, as the `._*` of macOS archives, are none."""
-    return path.name.endswith(_SUFFIXES) and not path.name.startswith(".")
-
-
 def file_id(path: Path) -> str:
     """The file's name without `.nii.gz`, `.nii`, `.nrrd` or `.npy`.
 
     Where every case has a folder of its own and its scan the same name (`img.nrrd`, `img_crp_v2.npy`), that folder's.
     """
-    suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), path.suffix)
+    suffix = suffix_of(path)
     name = path.name.removesuffix(suffix)
     if name in _NAMELESS and suffix not in nifti.SUFFIXES:
         return path.absolute().parent.name
     return name
+
+
+def suffix_of(path: Path) -> str:
+    """The ending by which a file's name says that it is a volume: `.nii.gz`, ...; of other files the last suffix."""
+    return next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), path.suffix)
 
 
 def read_volume(path: Path, *, voxel_size: tuple[float, float, float] = VOXEL_SIZE) -> Volume:

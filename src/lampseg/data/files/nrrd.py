@@ -93,7 +93,7 @@ def _layout(path: Path, header: dict[str, Any]) -> tuple[Shape, Affine, int | No
     affine = np.eye(4)
     affine[:3, :3] = np.stack([row for row in rows if row is not None], axis=1)
     affine[:3, 3] = _origin(path, header)
-    affine[:3] *= np.array(signs, dtype=np.float64)[:, None]
+    affine[:3] = affine[:3] * np.array(signs, dtype=np.float64)[:, None] + 0.0  # no -0.0
     affine = checked_affine(path, affine, remedy=_REMEDY)
     x, y, z = (size for axis, size in enumerate(sizes) if axis not in flat)
     return (sizes[flat[0]] if flat else 1, x, y, z), affine, flat[0] if flat else None

@@ -126,6 +126,9 @@ def checked(source: Path, dataset: Dataset, *, empty: str, unlabelled: str) -> D
             f"{source}: {few(twice)} listed more than once (cases are told apart by the image's file name, over "
             "`training` and `test` together); remove or rename the repeats"
         )
+    foreign = [case.id for case in cases if case.id != Path(case.id).name]
+    if foreign:
+        raise UserError(f"{source}: {few(foreign)} can't name a file; leave out slashes")
     missing = [str(path) for case in cases for path in case.files if not path.is_file()]
     if missing:
         raise UserError(

@@ -131,8 +131,6 @@ def _case(source: Path, where: str, row: dict[str, Any], classes: tuple[str, ...
             raise UserError(f"{where}: `{field}` must be text, found {value!r}")
     if split not in _SPLITS:
         raise UserError(f"{where}: `split` is {split!r}; give train, validation or test (empty means train)")
-    if case_id != Path(case_id).name:
-        raise UserError(f"{where}: `id` {case_id!r} can't name a file; leave out slashes")
     annotated = annotated_of(where, _several(where, "not_annotated", row.get("not_annotated")), classes)
     paths = tuple(source.parent / image for image in images)
     return _SPLITS[split], Case(case_id, paths, None if label is None else source.parent / label, annotated)
