@@ -1,4 +1,4 @@
-"""One phantom in three other layouts, trained on through the command: a 4D MSD task, nnU-Net's raw folder, PDDCA."""
+"""One phantom in four other layouts, trained on through the command: a 4D MSD task, nnU-Net's raw folder, HaN."""
 
 import json
 import shutil
@@ -15,7 +15,10 @@ from lampseg.data import Case, Dataset, read_dataset, read_volume
 from lampseg.data.formats.organs import ORGANS
 from tests.end_to_end.command import lampseg, losses, train
 from tests.end_to_end.small import refused
-from tests.unit.format_folders import describe, write_nrrd
+from tests.unit.format_folders import describe, write_npy, write_nrrd
+
+VOXEL_SIZE = (5.0, 5.0, 5.0)
+"""Of the phantom, in mm."""
 
 
 def volumes(case: Case) -> tuple[Any, Any, Any]:
@@ -84,6 +87,16 @@ def pddca(phantom: Dataset, root: Path) -> Path:
     return root
 
 
+def anatomynet(phantom: Dataset, root: Path) -> Path:
+    """The same as .npy files, z, y, x: scans are turned to left, posterior, superior, and their affines are lost."""
+    for folder in sorted(pddca(phantom, root / "nrrd").iterdir()):
+        for path in (folder / "img.nrrd", *(folder / "structures").iterdir()):
+            volume = read_volume(path)
+            target = root / "npy" / folder.name / path.relative_to(folder).with_suffix("")
+            write_npy(Path(f"{target}_crp_v2.npy"), volume.array[0].astype(np.int16), volume.affine)
+    return root / "npy"
+
+
 def missing(case: Case) -> list[int]:
     return [] if case.annotated is None else [c for c in range(1, len(ORGANS) + 1) if c not in case.annotated]
 
@@ -91,7 +104,13 @@ def missing(case: Case) -> list[int]:
 def write_config(path: Path, root: Path) -> Path:
     tree = {
         "network": {"name": "unet", "filters": 2, "norm": "instance", "depth": 2, "stem_stride": 1},
-        "data": {"root": str(root), "window": [-160, 240], "validation": 0.3, "spacing": [8, 8, 8]},
+        "data": {
+            "root": str(root),
+            "window": [-160, 240],
+            "validation": 0.3,
+            "spacing": [8, 8, 8],
+            "voxel_size": list(VOXEL_SIZE),
+        },
         "curriculum": [{"patch": 16, "batch": 2, "steps": 2}],
     }
     path.write_text(yaml.safe_dump(tree))
@@ -99,21 +118,21 @@ def write_config(path: Path, root: Path) -> Path:
 
 
 def on_the_same_grid(written: Path, image: Path) -> bool:
-    label, scan = nibabel.load(written), read_volume(image)
+    label, scan = nibabel.load(written), read_volume(image, voxel_size=VOXEL_SIZE)
     assert np.issubdtype(label.get_data_dtype(), np.integer)
     assert label.shape == scan.shape
     np.testing.assert_allclose(label.affine, scan.affine, atol=1e-4)
     return True
 
 
-@pytest.mark.parametrize("write", [msd_task, nnunet_raw, pddca])
+@pytest.mark.parametrize("write", [msd_task, nnunet_raw, pddca, anatomynet])
 def test_trains_on_it(phantom: Dataset, tmp_path: Path, write: Callable[[Dataset, Path], Path]) -> None:
     root = write(phantom, tmp_path / "data")
     run = train(write_config(tmp_path / "config.yaml", root), tmp_path / "run", devices=1)
     assert len(losses(run)) == 2
     assert np.isfinite(losses(run)).all()
     task = json.loads((run / "task.json").read_text())
-    assert task["channels"] == (["CT"] if write is pddca else ["CT", "bone"])
+    assert task["channels"] == (["CT"] if write in (pddca, anatomynet) else ["CT", "bone"])
     split = json.loads((run / "split.json").read_text())
     assert len(split["training"]) + len(split["validation"]) == 4
     dataset = read_dataset(root)

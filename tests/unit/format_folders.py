@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import nrrd
 import numpy as np
 
@@ -56,6 +57,14 @@ def write_nrrd(path: Path, array: Any, affine: Any, *, space: str = "left-poster
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {"space": space, "space directions": directions, "space origin": placed[:, 3], **header}
     nrrd.write(str(path), array, {key: value for key, value in fields.items() if value is not None})
+    return path
+
+
+def write_npy(path: Path, array: Any, affine: Any) -> Path:
+    """A volume (X, Y, Z) as z, y, x, turned to left, posterior, superior; the affine (RAS+) is lost."""
+    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt("LPS"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, nibabel.apply_orientation(array, turn).transpose(2, 1, 0))
     return path
 
 

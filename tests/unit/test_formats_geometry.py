@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from lampseg.config import DataConfig
 from lampseg.data import image_to_network, labels_to_grid, read_image, read_label, write_labels
 from lampseg.data.grid import to_grid
-from tests.unit.format_folders import write_nrrd
+from tests.unit.format_folders import write_npy, write_nrrd
 
 SHAPE = (14, 9, 11)
 DATA = DataConfig(root=Path("unused"))
@@ -99,3 +99,15 @@ def test_a_mark_keeps_its_place_when_resampled(tmp_path: Path, name: str, suffix
     back = labels_to_grid(found, info)
     assert back.shape == SHAPE
     assert 2 * np.count_nonzero(back & drawn) / (back.sum() + drawn.sum()) > 0.95
+
+
+@pytest.mark.parametrize("name", ["straight", "left-handed", "permuted"])
+def test_npy_files_lie_as_the_scans_they_were_made_of(tmp_path: Path, name: str) -> None:
+    """AnatomyNet's files are ITK's arrays of scans that lie straight: the network sees the same, but for the origin."""
+    array = np.random.default_rng(2).normal(0, 100, SHAPE).astype(np.float32)
+    scan = read_image((save(tmp_path / "scan.nrrd", array, AFFINES[name]),))
+    image, info = image_to_network(scan, data=DATA)
+    path = write_npy(tmp_path / "scan.npy", array, AFFINES[name])
+    plain, there = image_to_network(read_image((path,), voxel_size=info.spacing), data=DATA)
+    np.testing.assert_array_equal(plain, image)
+    np.testing.assert_allclose(there.affine[:3, :3], info.affine[:3, :3], atol=1e-9)

@@ -7,7 +7,7 @@ from pathlib import Path
 from lampseg.config import DataConfig
 from lampseg.data.cases import Case, Dataset
 from lampseg.data.formats import anatomynet, listing, msd, nnunet, pddca
-from lampseg.data.formats.described import few, read_object
+from lampseg.data.formats.described import few
 from lampseg.data.formats.organs import Part, case_folders, orphans
 from lampseg.data.split import draw_test, split_by_file, split_training
 from lampseg.errors import UserError
@@ -25,11 +25,11 @@ class _Format:
 
 # In the order in which they are tried; dataset.json belongs to two of them.
 _FORMATS = (
-    _Format("nnunet", "dataset.json with `file_ending` (nnU-Net)", lambda root: _describes_nnunet(root)),
-    _Format("msd", "dataset.json that lists `training` (MSD)", lambda root: (root / "dataset.json").is_file()),
-    _Format("anatomynet", f"CASE/{anatomynet.IMAGE} (AnatomyNet)", lambda root: _holds(root, anatomynet.IMAGE)),
-    _Format("pddca", f"CASE/{pddca.IMAGE} (PDDCA)", lambda root: _holds(root, pddca.IMAGE)),
-    _Format("listing", "a file *.csv or *.json that lists cases", lambda root: _is_listing(root)),
+    _Format("nnunet", nnunet.LOOKS_LIKE, nnunet.found),
+    _Format("msd", msd.LOOKS_LIKE, msd.found),
+    _Format("anatomynet", anatomynet.LOOKS_LIKE, anatomynet.found),
+    _Format("pddca", pddca.LOOKS_LIKE, pddca.found),
+    _Format("listing", listing.LOOKS_LIKE, listing.found),
 )
 FORMATS = tuple(form.name for form in _FORMATS)
 
@@ -80,22 +80,6 @@ def format_of(root: Path) -> str | None:
     return next((form.name for form in _FORMATS if form.found(root)), None)
 
 
-def _describes_nnunet(root: Path) -> bool:
-    source = root / "dataset.json"
-    if not source.is_file():
-        return False
-    tree = read_object(source)
-    return "file_ending" in tree or ("training" not in tree and "channel_names" in tree)
-
-
-def _holds(root: Path, image: str) -> bool:
-    return root.is_dir() and bool(case_folders(root, image=image))
-
-
-def _is_listing(root: Path) -> bool:
-    return root.is_file() and root.suffix in listing.SUFFIXES and root.name != "dataset.json"
-
-
 def _check_stated(root: Path, format: str) -> None:
     """Raises UserError where a stated layout can't be there at all: the readers take it from here."""
     if format == "listing":
@@ -103,11 +87,11 @@ def _check_stated(root: Path, format: str) -> None:
             raise UserError(f"{root}: is a folder; data.format `listing` needs the path of a *.csv or *.json file")
         if not root.is_file():
             raise UserError(f"{root}: no such file; data.root must be the listing itself")
-        if not _is_listing(root):
+        if not listing.found(root):
             raise UserError(f"{root}: is no listing; give a *.csv or *.json file")
     elif format in ("pddca", "anatomynet"):
         image = pddca.IMAGE if format == "pddca" else anatomynet.IMAGE
-        if not _holds(root, image) and not (root.is_dir() and orphans(root, image=image)):
+        if not root.is_dir() or not (case_folders(root, image=image) or orphans(root, image=image)):
             raise UserError(f"{root}: there is no CASE/{image}, in this folder or one below it{_advice(root)}")
     elif not (root / "dataset.json").is_file():
         raise UserError(

@@ -3,9 +3,15 @@
 from pathlib import Path
 
 from lampseg.data.cases import Dataset
-from lampseg.data.formats.organs import read_organs
+from lampseg.data.formats.organs import case_folders, read_organs
 
 IMAGE = "img_crp_v2.npy"
+LOOKS_LIKE = f"CASE/{IMAGE} (AnatomyNet)"
+
+
+def found(root: Path) -> bool:
+    """Whether a folder has this layout."""
+    return root.is_dir() and bool(case_folders(root, image=IMAGE))
 
 
 def read(root: Path) -> Dataset:

@@ -9,12 +9,18 @@ from lampseg.data.formats.described import annotated_of, channels_of, checked, c
 from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 
+LOOKS_LIKE = "a file *.csv or *.json that lists cases"
 SUFFIXES = (".csv", ".json")
 COLUMNS = ("id", "image", "label", "split", "not_annotated")
 NAMES = "labels.json"
 """Lies beside a CSV listing: names of classes by value, or an object with `labels` and `channel_names`."""
 
 _SPLITS = {"": "training", "train": "training", "training": "training", "validation": "validation", "test": "test"}
+
+
+def found(root: Path) -> bool:
+    """Whether this can be a listing."""
+    return root.is_file() and root.suffix in SUFFIXES and root.name != "dataset.json"
 
 
 def read(source: Path) -> Dataset:

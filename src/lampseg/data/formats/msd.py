@@ -8,6 +8,13 @@ from lampseg.data.formats.described import annotated_of, channels_of, checked, c
 from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 
+LOOKS_LIKE = "dataset.json that lists `training` (MSD)"
+
+
+def found(root: Path) -> bool:
+    """Whether a folder has this layout; nnU-Net's, which looks alike, is to be tried before."""
+    return (root / "dataset.json").is_file()
+
 
 def read(root: Path) -> Dataset:
     """Reads `root/dataset.json`; files that it does not list are of no account.

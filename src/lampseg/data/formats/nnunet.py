@@ -8,9 +8,23 @@ from lampseg.data.cases import Case, Dataset
 from lampseg.data.formats.described import annotated_of, channels_of, checked, classes_of, few, need, read_object
 from lampseg.errors import UserError
 
+LOOKS_LIKE = "dataset.json with `file_ending` (nnU-Net)"
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 
 _Entry = tuple[tuple[Path, ...], Path | None]
+
+
+def found(root: Path) -> bool:
+    """Whether a folder has this layout; `file_ending` tells it from MSD's.
+
+    Raises:
+        UserError: its dataset.json can't be read.
+    """
+    source = root / "dataset.json"
+    if not source.is_file():
+        return False
+    tree = read_object(source)
+    return "file_ending" in tree or ("training" not in tree and "channel_names" in tree)
 
 
 def read(root: Path) -> Dataset:

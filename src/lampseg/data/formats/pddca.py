@@ -3,9 +3,15 @@
 from pathlib import Path
 
 from lampseg.data.cases import Dataset
-from lampseg.data.formats.organs import Part, read_organs
+from lampseg.data.formats.organs import Part, case_folders, read_organs
 
 IMAGE = "img.nrrd"
+LOOKS_LIKE = f"CASE/{IMAGE} (PDDCA)"
+
+
+def found(root: Path) -> bool:
+    """Whether a folder has this layout."""
+    return root.is_dir() and bool(case_folders(root, image=IMAGE))
 
 
 def read(root: Path, *, training: tuple[Part, ...]) -> Dataset:
