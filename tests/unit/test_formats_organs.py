@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lampseg.config import DataConfig
-from lampseg.data import Case, Volume, dataset_of, read_dataset, read_image, read_truth, truths_of
+from lampseg.data import Case, Volume, dataset_of, read_dataset, read_image, read_truth, truth_affine, truths_of
 from lampseg.data.formats.organs import ORGANS, part_of
 from lampseg.data.volume import VOXEL_SIZE
 from lampseg.errors import UserError
@@ -128,6 +128,8 @@ def test_npy_volumes_are_turned_and_get_the_stated_size(tmp_path: Path) -> None:
     assert image.array[0, 3, 2, 1] == scan[1, 2, 3]
     np.testing.assert_array_equal(image.affine, np.diag([-0.76, -0.76, 1.25, 1]))
     np.testing.assert_array_equal(read_image(read.images, voxel_size=(1, 2, 3)).affine, np.diag([-1, -2, 3, 1]))
+    np.testing.assert_array_equal(truth_affine(read), image.affine)
+    np.testing.assert_array_equal(truth_affine(read, voxel_size=(1, 2, 3)), np.diag([-1, -2, 3, 1]))
     for like in (None, image, read_image(read.images, voxel_size=(1, 2, 3))):
         truth = read_truth(read, classes=10, like=like)
         assert truth[3, 2, :9].tolist() == list(range(1, 10))
@@ -149,6 +151,9 @@ def test_a_contested_voxel_goes_to_the_smaller_organ(tmp_path: Path) -> None:
         truth = truth_of(tmp_path, {first: large, second: small})
         np.testing.assert_array_equal(truth == second, small == 1)
         np.testing.assert_array_equal(truth == first, (large == 1) & (small == 0))
+    moved = write_nrrd(tmp_path / "moved.nrrd", large, np.diag([2, 1, 3, 1]))
+    np.testing.assert_array_equal(truth_affine(Case("a", (), None, None, ((1, moved),))), np.diag([2, 1, 3, 1]))
+    np.testing.assert_array_equal(truth_affine(Case("a", (), moved, None)), np.diag([2, 1, 3, 1]))
     assert truth_of(tmp_path, {3: box(SHAPE, 1, 4), 5: box(SHAPE, 3, 6)})[3, 3, 3] == 5
     assert truth_of(tmp_path, {5: box(SHAPE, 1, 4), 3: box(SHAPE, 3, 6)})[3, 3, 3] == 5
 

@@ -1,6 +1,6 @@
 """A folder on disk -> cases -> checked volumes -> the network's grid -> patches or whole volumes, and back."""
 
-from lampseg.data.case_files import check_channels, image_geometry, read_image, read_truth, truths_of
+from lampseg.data.case_files import check_channels, image_geometry, read_image, read_truth, truth_affine, truths_of
 from lampseg.data.cases import Case, Dataset
 from lampseg.data.dataset import dataset_of, read_dataset
 from lampseg.data.grid import GridInfo, image_to_network, labels_to_grid
@@ -32,6 +32,7 @@ __all__ = [
     "read_truth",
     "read_volume",
     "split_training",
+    "truth_affine",
     "truths_of",
     "write_labels",
     "write_phantom",

@@ -91,6 +91,13 @@ def read_truth(case: Case, *, classes: int, like: Volume | None = None) -> npt.N
     return labels
 
 
+def truth_affine(case: Case, *, voxel_size: VoxelSize = VOXEL_SIZE) -> npt.NDArray[np.float64]:
+    """The affine (4x4, voxel index -> mm, RAS+) of what `read_truth` gives, from a header alone; errors as there."""
+    assert case.labelled
+    _, affine = read_geometry(case.masks[0][1] if case.label is None else case.label, voxel_size=voxel_size)
+    return affine
+
+
 def truths_of(dataset: Dataset) -> dict[str, Case]:
     """Every labelled case under its id, and under its label map's name (they differ where names say so)."""
     truths: dict[str, Case] = {}
