@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lampseg.data.volume import file_id
+from lampseg.data.dataset import Dataset
 from lampseg.errors import UserError
 from lampseg.evaluation.case_scores import ClassScores, score_case
 from lampseg.evaluation.label_maps import check_grid, read_label_map
@@ -19,7 +20,7 @@ from lampseg.evaluation.truths import Truth, find_truths, nifti_files, unpredict
 
 def evaluate(
     predictions: Path,
-    labels: Path,
+    labels: Path | Dataset,
     *,
     out: Path,
     metrics: str | Iterable[str] = "all",
@@ -31,7 +32,7 @@ def evaluate(
 
     Args:
         predictions: folder of `<image name>.nii.gz`, integer label maps on their images' grids.
-        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset in any known layout. The dataset, or the
+        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset, or where one in any known layout lies. The dataset, or the
             `dataset.json` in the parent, gives the names of the classes and which organs were not annotated in which
             case.
         out: folder that gets `evaluation.json`, `evaluation.csv`, `summary.json` and `summary.csv`.
@@ -48,11 +49,12 @@ def evaluate(
     """
     chosen = ordered({"dice", *choose_metrics(metrics)})
     found = _predictions(Path(predictions))
-    truths, names = find_truths(Path(labels))
+    where = labels.root if isinstance(labels, Dataset) else labels
+    truths, names = find_truths(labels if isinstance(labels, Dataset) else Path(labels))
     unknown = [name for name in found if name not in truths]
     if unknown:
         raise UserError(
-            f"{predictions}: no label in {labels} for {few(unknown)}; predictions are paired with labels by file "
+            f"{predictions}: no label in {where} for {few(unknown)}; predictions are paired with labels by file "
             "name: rename them, or take them out of the folder"
         )
     paired = {name: truths[name] for name in found}

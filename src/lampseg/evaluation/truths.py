@@ -31,15 +31,17 @@ class Truth:
         return LabelMap(self.path, read_truth(self.case, classes=classes), affine, spacing_of(affine))
 
 
-def find_truths(labels: Path) -> tuple[dict[str, Truth], tuple[str, ...] | None]:
+def find_truths(labels: Path | Dataset) -> tuple[dict[str, Truth], tuple[str, ...] | None]:
     """Name (of the case, of its image or of its label file) -> truth; and the class names, None if nothing tells them.
 
     Args:
-        labels: a dataset's folder or listing; or a folder of label NIfTIs, whose parent may be a dataset's.
+        labels: a dataset, its folder or listing; or a folder of label NIfTIs, whose parent may be a dataset's.
 
     Raises:
         UserError: there is nothing labelled.
     """
+    if isinstance(labels, Dataset):
+        return _listed(labels), labels.classes
     if not labels.exists():
         raise UserError(f"{labels}: no such folder of labels; give e.g. DATASET/labelsTs or the dataset's folder")
     if labels.is_file() or (labels / "dataset.json").is_file() or format_of(labels) is not None:
