@@ -78,14 +78,25 @@ def is_dicom(path: Path) -> bool:
     """
     path = Path(path)
     if path.is_dir():
-        return any(_is_dicom_file(file) for file in _files_below(path))
+        return any(True for _ in dicom_files(path))
     return path.is_file() and _is_dicom_file(path)
 
 
-def read_dicom_series(folder: Path) -> tuple[DicomSeries, ...]:
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files below a folder, sorted; none within hidden folders."""
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.is_file() and _is_dicom_file(path):
+            yield path
+
+
+def read_dicom_series(folder: Path, *, faults: list[str] | None = None) -> tuple[DicomSeries, ...]:
     """The image series below a folder, by the folder of their first file and their number.
 
     Localizers, dose, structure sets, segmentations and reports are no image series and are left out.
+
+    Args:
+        faults: gets the messages of files that can't be read, which then are left out; None raises the first.
 
     Raises:
         UserError: the folder holds no image series; a DICOM file in it can't be read; pydicom is missing.
@@ -93,7 +104,7 @@ def read_dicom_series(folder: Path) -> tuple[DicomSeries, ...]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder of DICOM files")
-    series = _grouped(file for file in _files_below(folder) if _is_dicom_file(file))
+    series = _grouped(dicom_files(folder), faults)
     if not series:
         raise UserError(f"{folder}: no DICOM image series in it; give the folder that the scanner's images lie in")
     return series
@@ -176,13 +187,6 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
-            yield path
-
-
 def _is_dicom_file(path: Path) -> bool:
     name = path.name.lower()
     if name.startswith(".") or name == "dicomdir" or name.endswith(_OTHER_FORMATS):
@@ -196,11 +200,18 @@ def _is_dicom_file(path: Path) -> bool:
         return False
 
 
-def _grouped(files: Iterator[Path]) -> tuple[DicomSeries, ...]:
+def _grouped(files: Iterator[Path], faults: list[str] | None = None) -> tuple[DicomSeries, ...]:
     members: dict[str, list[Path]] = {}
     heads: dict[str, Any] = {}
+    _pydicom()
     for file in files:
-        header = header_of(file)
+        try:
+            header = header_of(file)
+        except UserError as error:
+            if faults is None:
+                raise
+            faults.append(str(error))
+            continue
         localizer = "LOCALIZER" in text_of(header, "ImageType").upper()
         if "Rows" in header and not localizer and text_of(header, "Modality") not in _NO_SCANS:
             uid = text_of(header, "SeriesInstanceUID")

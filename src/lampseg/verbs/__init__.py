@@ -5,10 +5,11 @@ from lampseg.verbs.calibrate import Calibrate
 from lampseg.verbs.demo import Demo
 from lampseg.verbs.demo_data import DemoData
 from lampseg.verbs.evaluate import Evaluate
+from lampseg.verbs.inspect import Inspect
 from lampseg.verbs.plan import Plan
 from lampseg.verbs.predict import Predict
 from lampseg.verbs.train import Train
 
-Verb = Plan | Train | Predict | Evaluate | Calibrate | Benchmark | DemoData | Demo
+Verb = Inspect | Plan | Train | Predict | Evaluate | Calibrate | Benchmark | DemoData | Demo
 
 __all__ = ["Verb"]
