@@ -164,14 +164,13 @@ def suggestion_text(found: Inspection) -> str:
 
 def _largest_lines(found: Inspection) -> list[str]:
     largest = found.fingerprint.largest
-    lines = [
-        f"The largest volume is {largest.case.id}: {_by(largest.header.shape)} voxels of {_by(largest.header.spacing)} mm."
-    ]
+    header = largest.header
+    lines = [f"The largest volume is {largest.case.id}: {_by(header.shape)} voxels of {_by(header.spacing)} mm."]
     if found.spacing is not None:
         lines.append(f"At {_by(found.spacing)} mm the largest volume has {_by(found.largest)} voxels.")
     if found.largest_each != found.largest:
         lines.append(
-            f"Per axis the largest training volumes have {_by(found.largest_each)} voxels: `lampseg plan` takes those."
+            f"Per axis the largest training volumes have {_by(found.largest_each)}; `lampseg plan` takes those."
         )
     return lines
 

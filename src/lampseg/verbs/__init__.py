@@ -10,6 +10,6 @@ from lampseg.verbs.plan import Plan
 from lampseg.verbs.predict import Predict
 from lampseg.verbs.train import Train
 
-Verb = Inspect | Plan | Train | Predict | Evaluate | Calibrate | Benchmark | DemoData | Demo
+Verb = Plan | Train | Predict | Evaluate | Inspect | Calibrate | Benchmark | DemoData | Demo
 
 __all__ = ["Verb"]
