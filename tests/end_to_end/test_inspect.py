@@ -1,6 +1,7 @@
 """`lampseg inspect`: tables and JSON of a phantom and of a DICOM export, faulty cases, several processes, Ctrl-C."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from lampseg.data import Dataset
 from lampseg.evaluation.tables import write_text
 from tests.dicom_files import NAME, PATIENT, write_series, write_structures
-from tests.end_to_end.command import LAMPSEG, gone, lampseg, running
+from tests.end_to_end.command import LAMPSEG, Running, gone, lampseg, running
 from tests.end_to_end.command import _children as children
 
 Capture = pytest.CaptureFixture[str]
@@ -165,19 +166,40 @@ def test_a_dicom_export(tmp_path: Path, capsys: Capture) -> None:
         assert private not in out.read_text()
 
 
+def with_workers(started: Running) -> list[int]:
+    """Waits for two processes that measure, and multiprocessing's resource tracker."""
+    found: list[int] = []
+
+    def at_work() -> bool:
+        found[:] = children(started.process.pid)
+        return len(found) >= 3
+
+    started.until(at_work)
+    return found
+
+
 def test_ctrl_c_ends_all_processes(phantom: Dataset, tmp_path: Path) -> None:
-    """On several processes, in the midst of measuring."""
+    """In the midst of measuring."""
     command = [*LAMPSEG, "inspect", phantom.root, "--networks", "none", "--jobs", "2"]
     with running(command, folder=tmp_path / "run") as started:
-        workers: list[int] = []
+        workers = with_workers(started)
+        for pid in (*workers, started.process.pid):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        finished = started.finish(limit=60)
+    assert finished.code == 130
+    assert finished.err == ""
+    assert gone(workers)
 
-        def at_work() -> bool:
-            workers[:] = children(started.process.pid)
-            return len(workers) >= 3  # two, and multiprocessing's resource tracker
 
-        started.until(at_work)
-        started.process.send_signal(signal.SIGINT)
-        finished = started.finish(limit=30)
-        assert finished.code == 130
-        assert "Traceback" not in finished.err
-        assert gone(workers)
+def test_a_process_that_is_killed(phantom: Dataset, tmp_path: Path) -> None:
+    """As the operating system does when memory runs out."""
+    command = [*LAMPSEG, "inspect", phantom.root, "--networks", "none", "--jobs", "2"]
+    with running(command, folder=tmp_path / "run") as started:
+        workers = with_workers(started)
+        for pid in workers:
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        finished = started.finish(limit=60)
+    assert finished.code == 2
+    assert "most likely for want of memory; use --jobs 1" in finished.err
+    assert gone(workers)

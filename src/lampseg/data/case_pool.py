@@ -1,9 +1,11 @@
 """Cases measured in several processes: no more at a time than there are processes, in the order of the cases."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -54,11 +56,12 @@ def measure_cases(
     # Not forked: torch's threads, if there are any, would not survive it.
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
         while len(found) < len(cases):
             while len(running) < jobs and (following := next(waiting, None)) is not None:
-                running[pool.submit(task, following[1])] = following[0]
+                with _interrupts_ignored():  # processes start here, and inherit that
+                    running[pool.submit(task, following[1])] = following[0]
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 found[running.pop(done)] = done.result()
                 on_case()
@@ -84,6 +87,14 @@ def _outcome(case: Case, *, classes: tuple[str, ...], sample: int) -> Outcome:
         return f"{case.image}: does not fit in memory; use fewer --jobs, or a machine with more"
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; the first one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal: the first one ends the others, which need not say that they end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
