@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lampseg.config import DataConfig
+from lampseg.config import DataConfig, NetworkConfig
 from lampseg.data import Case, Dataset, read_dataset
 from lampseg.data.case_figures import CaseHeader, read_header
 from lampseg.data.case_pool import default_jobs, measure_cases
@@ -20,8 +20,9 @@ from lampseg.data.fingerprint import Fingerprint, Measured, fingerprint_json, ma
 from lampseg.data.fingerprint_notes import fingerprint_notes
 from lampseg.data.headers import network_shape
 from lampseg.errors import UserError
-from lampseg.evaluation.tables import write_text
-from lampseg.training.whole_volume import DEFAULT, MEMORIES, Need, needs, parse_networks
+
+if TYPE_CHECKING:
+    from lampseg.training.whole_volume import Need  # torch is imported when it is known that there is a use for it
 
 FAULTY = 3
 """Exit code if a case could not be read."""
@@ -43,11 +44,13 @@ class Inspection:
     """The largest volume at that spacing, or on its own grid."""
     largest_each: Triple
     """Per axis the largest size among the training cases on that grid: what `lampseg plan` plans for."""
-    needs: tuple[Need, ...]
+    needs: "tuple[Need, ...]"
     """Of `largest`."""
 
     def as_json(self) -> str:
         """One object; docs/how-to/inspect-your-data.md explains the keys."""
+        from lampseg.training.whole_volume import MEMORIES
+
         largest = self.fingerprint.largest
         tree: dict[str, Any] = {
             **fingerprint_json(self.fingerprint),
@@ -76,7 +79,7 @@ def inspect(
     *,
     format: str = "auto",
     jobs: int | None = None,
-    networks: Sequence[str] = DEFAULT,
+    networks: Sequence[str] | None = None,
     spacing: tuple[float, float, float] | None = None,
     console: Console | None = None,
 ) -> Inspection:
@@ -86,7 +89,7 @@ def inspect(
         root: a dataset's folder, or a folder of DICOM series (each a case; RTSTRUCT files hold the labels).
         format: as `data.format`, or `dicom`; `auto` takes a folder that is no dataset, but holds DICOM, for the latter.
         jobs: processes, each with one volume in memory; None: the processors, but at most 4.
-        networks: whose memory is told, such as unet-32; none: that takes no time then.
+        networks: whose memory is told, such as unet-32; None: U-Net and SE-U-Net with 32, 64 and 128 filters.
         spacing: mm, RAS order, to which the largest volume is resampled; None: its own grid.
         console: shows the progress; None shows none.
 
@@ -98,7 +101,7 @@ def inspect(
         raise UserError(f"--jobs: {jobs} is not a number of processes above 0")
     if spacing is not None and not all(0 < edge < float("inf") for edge in spacing):
         raise UserError(f"--spacing: {list(spacing)} is not three sizes in mm above 0")
-    chosen = parse_networks(networks)
+    chosen = _networks(networks)
     dataset, faulty = _dataset(root, format)
     data = DataConfig(root=root, spacing=spacing)
     parts = {case.id: "training" for case in dataset.training} | {case.id: "test" for case in dataset.test}
@@ -129,9 +132,11 @@ def inspect(
             dataset.name, classes=dataset.classes, channels=dataset.channels, measured=measured, sampled=sampled
         )
         largest, each = _largest(found, data)
-        bar = progress.add_task("networks", total=2 * len(chosen))
         needed = []
         if chosen:
+            from lampseg.training.whole_volume import needs
+
+            bar = progress.add_task("networks", total=2 * len(chosen))
             channels = found.largest.header.channels
             for need in needs(chosen, shape=largest, channels=channels, classes=len(dataset.classes)):
                 needed.append(need)
@@ -146,6 +151,8 @@ def write_inspection(found: Inspection, out: Path) -> None:
     Raises:
         UserError: it can't be written.
     """
+    from lampseg.evaluation.tables import write_text
+
     write_text(out, found.as_json() + "\n")
 
 
@@ -156,6 +163,14 @@ def without_paths(message: str, root: Path) -> str:
     for path in sorted(map(str, root.rglob("*")), key=len, reverse=True):
         message = message.replace(path, "FILE")
     return message.replace(str(root), "FOLDER")
+
+
+def _networks(names: Sequence[str] | None) -> tuple[tuple[str, NetworkConfig], ...]:
+    if names is not None and not names:
+        return ()
+    from lampseg.training.whole_volume import DEFAULT, parse_networks
+
+    return parse_networks(DEFAULT if names is None else names)
 
 
 def _dataset(root: Path, format: str) -> tuple[Dataset, dict[str, str]]:

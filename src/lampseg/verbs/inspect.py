@@ -40,14 +40,12 @@ class Inspect:
 
     def run(self, overrides: dict[str, str]) -> None:
         from lampseg.commands.inspect import FAULTY, inspect, write_inspection
-        from lampseg.commands.inspect_tables import print_inspection
-        from lampseg.training.whole_volume import DEFAULT
 
         no_overrides(overrides)
         if self.json and self.out is not None:
             raise UserError("--json prints what --out writes: give one of them")
         errors = Console(stderr=True)
-        networks = DEFAULT if self.networks is None else tuple(n for n in self.networks.split(",") if n != "none")
+        networks = None if self.networks is None else tuple(n for n in self.networks.split(",") if n != "none")
         found = inspect(
             self.root,
             format=self.format,
@@ -62,6 +60,8 @@ class Inspect:
             sys.stdout.write(found.as_json() + "\n")
             sys.stdout.flush()
         else:
+            from lampseg.commands.inspect_tables import print_inspection
+
             console = Console()
             print_inspection(found, console if console.is_terminal else Console(width=FILE_WIDTH))
         for case_id, message in sorted(found.faulty.items()):
