@@ -143,15 +143,16 @@ def inside(polygons: Sequence[npt.NDArray[np.float64]], *, shape: tuple[int, int
     columns, rows = shape
     changes = np.zeros((columns + 1, rows), np.int32)
     for polygon in polygons:
-        x0, y0 = polygon.T
-        x1, y1 = np.roll(polygon, -1, axis=0).T
-        for ax, ay, bx, by in zip(x0, y0, x1, y1):
-            low, high = (ay, by) if ay < by else (by, ay)
-            row = np.arange(max(int(np.ceil(low)), 0), min(int(np.ceil(high)), rows))  # low <= row < high
-            if row.size:
-                cross = (ax + (row - ay) * (bx - ax) / (by - ay)).round(SNAP + 2)
-                first = np.clip(np.ceil(cross), 0, columns).astype(np.int64)
-                changes[first, row] += 1
+        ax, ay = polygon.T
+        bx, by = np.roll(polygon, -1, axis=0).T
+        low = np.maximum(np.ceil(np.minimum(ay, by)), 0).astype(np.int64)
+        high = np.minimum(np.ceil(np.maximum(ay, by)), rows).astype(np.int64)
+        count = np.maximum(high - low, 0)  # rows that an edge crosses: low <= row < high
+        edge = np.repeat(np.arange(len(polygon)), count)
+        row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + low[edge]
+        cross = ax[edge] + (row - ay[edge]) * (bx[edge] - ax[edge]) / (by[edge] - ay[edge])
+        first = np.clip(np.ceil(cross.round(SNAP + 2)), 0, columns).astype(np.int64)
+        np.add.at(changes, (first, row), 1)
     odd: npt.NDArray[np.bool_] = np.cumsum(changes, axis=0)[:columns] % 2 == 1
     return odd
 
