@@ -13,6 +13,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 
 from lampseg.data.case_files import image_geometry, read_image
 from lampseg.data.dicom import dicom_geometry, is_dicom, read_dicom, read_dicom_series
+from lampseg.data.volume import write_labels
 from lampseg.errors import UserError
 from tests.dicom_files import NAME, affine_of, edit, tilted, uid, write_enhanced, write_series
 
@@ -48,6 +49,20 @@ def test_values_and_affine_are_those_written_and_those_simpleitk_reads(
     columns = np.reshape(other.GetDirection(), (3, 3)) * other.GetSpacing()
     expected = np.diag([-1, -1, 1]) @ np.column_stack([columns, other.GetOrigin()])
     np.testing.assert_allclose(volume.affine[:3], expected, atol=1e-4)
+
+
+def test_results_lie_where_simpleitk_sees_the_series(tmp_path: Path) -> None:
+    write(tmp_path / "scan", directions=tilted((20, -15, 40)))
+    volume = read_dicom(tmp_path / "scan")
+    labels = (volume.array[0] > 500).astype(np.uint8)
+    write_labels(tmp_path / "out.nii.gz", labels, volume.affine, header=volume.header)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "scan")))
+    scan, written = reader.Execute(), SimpleITK.ReadImage(tmp_path / "out.nii.gz")
+    for index in ((0, 0, 0), (6, 0, 0), (0, 4, 0), (0, 0, 5), (3, 2, 1)):
+        there = written.TransformPhysicalPointToIndex(scan.TransformIndexToPhysicalPoint(index))
+        assert there == index
+        assert written[there] == (scan[index] > 500)
 
 
 def test_headers_alone_give_shape_and_affine(tmp_path: Path) -> None:

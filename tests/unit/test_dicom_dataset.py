@@ -46,12 +46,23 @@ def test_series_become_cases_and_regions_classes(tmp_path: Path) -> None:
 
 
 def test_regions_may_overlap(tmp_path: Path) -> None:
+    """The second lies within the first, and does not fill its own bounding box."""
     write_series(tmp_path, stored())
-    write_structures(tmp_path / "rs.dcm", [("body", box(-0.5, 9.5, 2)), ("cord", box(0.5, 4.5, 2))])
+    write_structures(
+        tmp_path / "rs.dcm", [("body", box(-0.5, 9.5, 2)), ("cord", [*box(0.5, 2.5, 2), *box(3.5, 5.5, 2)])]
+    )
     dataset, _ = read_dicom_dataset(tmp_path)
     found = measure_case(dataset.training[0], classes=dataset.classes, sample=10)
-    assert {dataset.classes[i]: each.voxels for i, each in found.classes.items()} == {"body": 100, "cord": 16}
+    assert {dataset.classes[i]: each.voxels for i, each in found.classes.items()} == {"body": 100, "cord": 8}
     assert found.background == 12 * 10 * 8 - 100
+
+
+def test_the_most_frequent_region_and_spelling_come_first(tmp_path: Path) -> None:
+    for series, names in ((11, ["cord", "aorta"]), (12, ["Cord"]), (13, ["cord"])):
+        write_series(tmp_path / f"{series}", stored(), series=series)
+        regions = [(name, box(0.5, 4.5, 2)) for name in names]
+        write_structures(tmp_path / f"rs{series}.dcm", regions, series=series)
+    assert read_dicom_dataset(tmp_path)[0].classes == ("background", "cord", "aorta")
 
 
 def test_a_structure_set_without_a_series_goes_by_its_frame_of_reference(tmp_path: Path) -> None:
