@@ -79,7 +79,7 @@ def test_predictions_are_those_of_the_bare_network_on_the_images_grid(
         x = pad_volume(array, shape, device=torch.device("cpu"), dtype=torch.float32)
         with torch.no_grad():
             labels = small_unet()(x)[0].argmax(0).numpy().astype(np.uint8)
-        a, b, c = array.shape
+        _, a, b, c = array.shape
         expected = labels_to_grid(np.ascontiguousarray(labels[:a, :b, :c]), info)
         found = nibabel.load(prediction.output)
         np.testing.assert_array_equal(np.asarray(found.dataobj), expected)

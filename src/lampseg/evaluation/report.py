@@ -47,6 +47,11 @@ def write_report(run: Path, *, comparison: Comparison | None = None, slices: Seq
     return write_text(Path(run) / "report.html", page)
 
 
+def render_page(*, title: str, summary: str, sections: Sequence[Section]) -> str:
+    """One self-contained HTML page; sections without parts are left out."""
+    return _template().render(title=title, summary=summary, sections=[each for each in sections if each.parts])
+
+
 def _template() -> jinja2.Template:
     # Names of cases, organs and modules come from files: everything is escaped.
     environment = jinja2.Environment(
