@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lampseg.data.cases import Case, Dataset
+from lampseg.data.dicom import dicom_geometry, is_dicom, read_dicom
 from lampseg.data.volume import (
     VOXEL_SIZE,
     Volume,
@@ -26,13 +27,17 @@ VoxelSize = tuple[float, float, float]
 def read_image(images: Sequence[Path], *, voxel_size: VoxelSize = VOXEL_SIZE) -> Volume:
     """Reads a scan: one file that holds all channels, or one file for each, all on one grid.
 
+    A DICOM series is named by its folder or by any of its files.
+
     Args:
         voxel_size: in mm (x, y, z), of .npy files, which state none.
 
     Raises:
-        UserError: as `read_volume`; the files lie on different grids.
+        UserError: as `read_volume` and `read_dicom`; the files lie on different grids.
     """
-    first, *others = (read_volume(path, voxel_size=voxel_size) for path in images)
+    first, *others = (
+        read_dicom(path) if is_dicom(path) else read_volume(path, voxel_size=voxel_size) for path in images
+    )
     for path, volume in zip(images[1:], others):
         check_same_grid(path, volume.shape, volume.affine, first, kind="channel")
     return replace(first, array=np.concatenate([first.array, *(v.array for v in others)])) if others else first
@@ -46,7 +51,9 @@ def image_geometry(
     Raises:
         UserError: as `read_image`, but for faults of the voxels.
     """
-    (first, affine), *others = (read_geometry(path, voxel_size=voxel_size) for path in images)
+    (first, affine), *others = (
+        dicom_geometry(path) if is_dicom(path) else read_geometry(path, voxel_size=voxel_size) for path in images
+    )
     for path, (shape, _) in zip(images[1:], others):
         if shape[1:] != first[1:]:
             raise UserError(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lampseg.data.volume import file_id
 from lampseg.data.dataset import Dataset
+from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 from lampseg.evaluation.case_scores import ClassScores, score_case
 from lampseg.evaluation.label_maps import check_grid, read_label_map
