@@ -81,12 +81,11 @@ def reproduce(
     dataset = None
     if not dry_run:
         check_writable(out, option="--out")
-    if not (dry_run and data is None):
-        if data is None:
-            assert scale is not None
-            data = out / "data"
-            console.print(f"no --data: the phantom in {data} stands for it", markup=False, highlight=False)
-            write_standin(name, data, cases=scale.cases, test=scale.test, seed=options.seed)
+    if data is None and not dry_run:
+        assert scale is not None
+        data = out / "data"
+        console.print(f"no --data: the phantom in {data} stands for it", markup=False, highlight=False)
+        write_standin(name, data, cases=scale.cases, test=scale.test, seed=options.seed)
     configs = {experiment: _config(experiment, data, options, out=out) for experiment in experiments}
     if data is not None:
         dataset = dataset_of(next(iter(configs.values())).data)

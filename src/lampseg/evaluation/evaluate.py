@@ -32,9 +32,9 @@ def evaluate(
 
     Args:
         predictions: folder of `<image name>.nii.gz`, integer label maps on their images' grids.
-        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset, or where one in any known layout lies. The dataset, or the
-            `dataset.json` in the parent, gives the names of the classes and which organs were not annotated in which
-            case.
+        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset, or where one in any known layout lies. The
+            dataset, or the `dataset.json` in the parent, gives the names of the classes and which organs were not
+            annotated in which case.
         out: folder that gets `evaluation.json`, `evaluation.csv`, `summary.json` and `summary.csv`.
         metrics: names from `METRICS`, or `all`; Dice is measured always.
         tolerance: of the surface Dice, in mm: a number for all classes, or `NAME=MM` for some (see `tolerances`).
