@@ -127,8 +127,7 @@ def test_grids_that_differ_by_axes_alone_are_exact(order: tuple[int, ...], signs
 
 
 def test_a_single_plane() -> None:
-    info = grids_of(affine_of(np.diag([1.0, 2.0, 2.0])), (30, 1, 1))
-    assert info.shape[0] == 1
+    info = GridInfo((4, 5, 6), np.diag([1.0, 1.0, 1.0, 1.0]), (1, 3, 3), np.diag([9.0, 2.0, 2.0, 1.0]))
     scores = scores_on(info)
     np.testing.assert_array_equal(everything(scores, info), at_once(scores, info))
 
@@ -166,7 +165,7 @@ def test_memory_is_that_of_the_labels_and_a_slab() -> None:
     tracemalloc.stop()
     assert labels.nbytes == labelled
     slab = 4 * 2**21
-    assert peak < 2.2 * labelled, "the labels, and those of the region at hand"
+    assert peak < 1.2 * labelled
     assert tensors.largest <= slab, "the scores of one class on one slab are the largest tensor"
 
 

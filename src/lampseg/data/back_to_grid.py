@@ -86,7 +86,7 @@ def labels_in(
     lines: tuple[Line, Line, Line],
     scores: Callable[[Box], Tensor],
     *,
-    dtype: npt.DTypeLike = np.uint8,
+    out: npt.NDArray[Any] | None = None,
     voxels: int = SLAB_VOXELS,
 ) -> npt.NDArray[Any]:
     """The class of the largest score, trilinear, for each voxel of a box of the input's grid.
@@ -97,10 +97,11 @@ def labels_in(
 
     Args:
         scores: gives the scores (C, *box) on a box of the network's grid.
+        out: where they are written, of the region's shape; None: a new array (uint8).
         voxels: of the input's grid, found at a time.
     """
     shape = tuple(part.stop - part.start for part in region)
-    out = np.empty(shape, dtype)
+    out = np.empty(shape, np.uint8) if out is None else out
     if 0 in shape:
         return out
     step = max(1, voxels // (shape[1] * shape[2]))

@@ -11,7 +11,7 @@ from lampseg.data.back_to_grid import labels_in, lines_of, region_of
 from lampseg.data.grid import GridInfo, labels_to_grid
 from lampseg.inference.probability_file import PLANES, ProbabilityFile
 from lampseg.inference.scores import probabilities
-from lampseg.inference.tiles import Box, Tile, exchange, overlap, read, whole
+from lampseg.inference.tiles import Box, Tile, exchange, overlap, read, sizes, whole
 from lampseg.parallel.mesh import Mesh
 
 Resample = Literal["logits", "labels"]
@@ -56,13 +56,13 @@ class Labelling:
         if self.file is not None:
             self.file.add(self._probabilities(tile.values), tile.box[0].start)
         if self.lines is None:
-            self._put(tile.values.argmax(0), tile.box)
+            self._labels()[tile.box] = tile.values.argmax(0).cpu().numpy()
             return
         # Between two parts lie voxels that need the last plane of the one and the first of the other.
         tiles = [tile] if self._last is None else [self._last, tile]
         box = (slice(tiles[0].box[0].start, tile.box[0].stop), *tile.box[1:])
         region = region_of(self.lines, box)
-        self._put(labels_in(region, self.lines, lambda part: read(tiles, part), dtype=self.dtype), region)
+        labels_in(region, self.lines, lambda part: read(tiles, part), out=self._labels()[region])
         last = tile.box[0].stop - 1
         self._last = Tile(tile.values[:, -1:].clone(), (slice(last, last + 1), *tile.box[1:]))
 
@@ -78,15 +78,15 @@ class Labelling:
             region, found = tile.box, tile.values.argmax(0).to(torch.uint8 if self.dtype == np.uint8 else torch.int32)
         else:
             reach = [slice(part.start, min(part.stop + 1, size)) for part, size in zip(tile.box, self.info.shape)]
-            want: Box = (reach[0], reach[1], reach[2])
-            tiles = exchange(tile, want, mesh=mesh, device=tile.values.device)
-            region = region_of(self.lines, want)
-            found = torch.from_numpy(labels_in(region, self.lines, lambda part: read(tiles, part), dtype=self.dtype))
+            around: Box = (reach[0], reach[1], reach[2])
+            tiles = exchange(tile, around, mesh=mesh, device=tile.values.device)
+            region = region_of(self.lines, around)
+            mine = np.empty(sizes(region), self.dtype)
+            found = torch.from_numpy(labels_in(region, self.lines, lambda part: read(tiles, part), out=mine))
             del tiles
-        shape = self.info.shape if self.lines is None else self.info.input_shape
-        mine = Tile(found[None].cpu(), region)
-        for part in exchange(mine, whole(shape) if mesh.device == 0 else None, mesh=mesh, device=CPU):
-            self._put(part.values[0], part.box)
+        want = whole(self._shape) if mesh.device == 0 else None
+        for part in exchange(Tile(found[None].cpu(), region), want, mesh=mesh, device=CPU):
+            self._labels()[part.box] = part.values[0].numpy()
 
     def finish(self) -> npt.NDArray[Any]:
         """The labels on the input's grid."""
@@ -99,10 +99,15 @@ class Labelling:
         self.finite = self.finite and not bool(tile.values.isnan().any())
         return tile
 
-    def _put(self, labels: Tensor | npt.NDArray[Any], box: Box) -> None:
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Of the grid on which classes are chosen."""
+        return self.info.shape if self.lines is None else self.info.input_shape
+
+    def _labels(self) -> npt.NDArray[Any]:
         if self._array is None:
-            self._array = np.empty(self.info.shape if self.lines is None else self.info.input_shape, self.dtype)
-        self._array[box] = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+            self._array = np.zeros(self._shape, self.dtype)
+        return self._array
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         return scores if self.averaged else probabilities(scores)
