@@ -78,7 +78,10 @@ def test_a_volume_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: p
         (lambda path: path.unlink(), r"scan\.nii\.gz: no such file"),
         (lambda path: path.write_bytes(b"text"), r"scan\.nii\.gz: not a NIfTI file"),
         (lambda path: path.write_bytes(path.read_bytes()[:60]), r"scan\.nii\.gz: damaged or cut short"),
-        (lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2)), np.eye(4)), path), "4D, shape 4x4x4x2"),
+        (
+            lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 1, 2)), np.eye(4)), path),
+            "5D, shape 4x4x4x1x2",
+        ),
     ],
 )
 def test_headers_that_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_without_resampling_every_voxel_keeps_its_place_and_comes_back_exactly(c
     volume = Volume(rng.random((1, 7, 9, 11), np.float32), affine_of(codes, (1.1, 0.7, 2.5), tilt=tilt))
     array, info = image_to_network(volume, data=config(window=(0, 1)))
     assert nib.aff2axcodes(info.affine) == ("R", "A", "S")
-    assert at(array, info.affine) == pytest.approx(at(volume.array, volume.affine))
-    labels = (array * 200).astype(np.uint8)
-    np.testing.assert_array_equal(labels_to_grid(labels, info), (volume.array * 200).astype(np.uint8))
+    assert at(array[0], info.affine) == pytest.approx(at(volume.array[0], volume.affine))
+    labels = (array[0] * 200).astype(np.uint8)
+    np.testing.assert_array_equal(labels_to_grid(labels, info), (volume.array[0] * 200).astype(np.uint8))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SLP"])
@@ -72,10 +72,10 @@ def test_resampling_keeps_places(codes: str, tilt: float, spacing: tuple[float, 
     volume = Volume(linear(shape, affine)[None].astype(np.float32), affine)
     array, info = image_to_network(volume, data=config(spacing=spacing, window=(-100, 100)))
     assert info.spacing == pytest.approx(spacing)
-    assert array.shape == info.shape
+    assert array.shape == (1, *info.shape)
     interior = (slice(0, -1),) * 3  # the last voxel may lie beyond the scan, where its border is repeated
     expected = linear(info.shape, info.affine) / 200 + 0.5
-    np.testing.assert_allclose(array[interior], expected[interior], atol=1e-4)
+    np.testing.assert_allclose(array[0][interior], expected[interior], atol=1e-4)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SLP"])
@@ -99,7 +99,7 @@ def test_a_ball_comes_back_to_its_place_after_resampling(codes: str, tilt: float
     away = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3] - middle
     ball = (np.linalg.norm(away, axis=-1) < 9).astype(np.float32)
     array, info = image_to_network(Volume(ball[None], affine), data=config(spacing=(1.5, 1.5, 1.5), window=(0, 1)))
-    back = labels_to_grid((array > 0.45).astype(np.uint8), info)
+    back = labels_to_grid((array[0] > 0.45).astype(np.uint8), info)
     assert back.shape == shape
     overlap = 2 * np.count_nonzero(back * ball) / (back.sum() + ball.sum())
     assert overlap > 0.93
@@ -113,7 +113,7 @@ def test_a_sheared_grid_comes_back_in_shape_and_place() -> None:
     away = np.moveaxis(np.indices((30, 32, 20)), 0, -1) @ affine[:3, :3].T - affine[:3, :3] @ [15, 16, 10]
     ball = (np.linalg.norm(away, axis=-1) < 9).astype(np.float32)
     array, info = image_to_network(Volume(ball[None], affine), data=config(spacing=(1, 1, 1), window=(0, 1)))
-    back = labels_to_grid((array > 0.45).astype(np.uint8), info)
+    back = labels_to_grid((array[0] > 0.45).astype(np.uint8), info)
     assert back.shape == ball.shape
     assert 2 * np.count_nonzero(back * ball) / (back.sum() + ball.sum()) > 0.93
 
@@ -130,7 +130,7 @@ def test_the_window_clips_and_scales() -> None:
 
 
 def test_without_a_window_mean_is_zero_and_deviation_one() -> None:
-    values = np.random.default_rng(0).normal(300, 40, (8, 8, 8)).astype(np.float32)
+    values = np.random.default_rng(0).normal(300, 40, (1, 8, 8, 8)).astype(np.float32)
     array, _ = image_to_network(Volume(values, np.eye(4)), data=config())
     assert array.mean() == pytest.approx(0, abs=1e-4)
     assert array.std() == pytest.approx(1, abs=1e-4)

@@ -185,10 +185,9 @@ def _overlap(draw: Draw, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice,
 
 def _cut(path: Path, draw: Draw, dtype: type[np.generic]) -> npt.NDArray[Any]:
     stored = np.load(path, mmap_mode="r")  # only the pages of the box are read
-    volume, box = _overlap(draw, triple(stored.shape[-3:]))
+    (x, y, z), (a, b, c) = _overlap(draw, triple(stored.shape[-3:]))
     out = np.zeros((*stored.shape[:-3], *draw.size), dtype)
-    x, y, z = volume
-    out[(..., *box)] = stored[..., x, y, z]
+    out[..., a, b, c] = stored[..., x, y, z]
     return out
 
 

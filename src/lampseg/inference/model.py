@@ -6,10 +6,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lampseg.errors import UserError
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.world import World
 
 Shape = tuple[int, ...]
+
+
+class Unfit(UserError):
+    """A network can't take an image."""
 
 
 class Runner(Protocol):
@@ -73,12 +78,23 @@ class Alone:
         kind = self.world.device.type
         for index in range(len(shapes)):
             with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                output = self.network(load(index))
+                output = self._output(load(index))
             yield logits(output)
             del output
 
+    def _output(self, x: Tensor) -> Any:
+        try:
+            return self.network(x)
+        except ValueError as error:
+            if "Expected more than 1" not in str(error):
+                raise
+            raise Unfit(
+                f"{list(x.shape[2:])} voxels shrink to a single one at the network's deepest level, which cannot be "
+                "normalised; segment it with a window, which pads it"
+            ) from error
+
     def check(self, shape: Shape) -> None:
-        """Nothing is known beforehand."""
+        """Nothing is known beforehand; `parts` raises Unfit."""
 
     def region(self, shape: Shape) -> tuple[slice, ...]:
         """All of a volume."""

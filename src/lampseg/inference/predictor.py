@@ -22,7 +22,7 @@ from lampseg.inference.components import keep_largest
 from lampseg.inference.inputs import InputCase, case_of
 from lampseg.inference.labelling import Labelling, Resample
 from lampseg.inference.mirror import Mirror
-from lampseg.inference.model import Segmenter, Shape
+from lampseg.inference.model import Segmenter, Shape, Unfit
 from lampseg.inference.padding import pad_volume, padded_shape
 from lampseg.inference.probability_file import SUFFIX, ProbabilityFile
 from lampseg.inference.scores import whole_scores
@@ -233,20 +233,25 @@ class Predictor:
                     resample=result.resample,
                     file=file,
                 )
-                seconds = self._take(labelling, scores, one=window is None)
+                try:
+                    seconds = self._take(labelling, scores, one=window is None)
+                except Unfit as error:  # of a network in this process alone: no other rank waits
+                    self._amiss(item, str(error), file)
+                    continue
                 if not labelling.finite:
-                    self.faults[item.case.name] = (
-                        f"{item.case.images[0]}: the network's output is not a number (NaN); its weights may have "
-                        "diverged, try an earlier --checkpoint"
-                    )
-                    if file is not None:
-                        file.abandon()
+                    fault = "the network's output is not a number (NaN); its weights may have diverged, try others"
+                    self._amiss(item, fault, file)
                     continue
             if writes:
                 kept = replace(item, array=None)
                 yield partial(_write, kept, labelling, out=out, result=result, seconds=seconds)
         if window is None:
             assert next(scores, None) is None
+
+    def _amiss(self, item: _Loaded, fault: str, file: ProbabilityFile | None) -> None:
+        self.faults[item.case.name] = f"{item.case.images[0]}: {fault}"
+        if file is not None:
+            file.abandon()
 
     def _take(self, labelling: Labelling, scores: Iterator[Tile | None], *, one: bool) -> float:
         """Hands a volume's scores over, and says how long they took."""
