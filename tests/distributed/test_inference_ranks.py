@@ -1,10 +1,12 @@
 """Prediction on several processes, in stages, in slabs and by replicas: the files are those of one process."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "labels": {"result": replace(RESULT, resample="labels", largest=(), probabilities=False)},
 }
 SLABS = {"slabs": (2, 1, 1), "slabs along y": (1, 2, 1)}
+MADE = {
+    "stages": ("whole", "mirrored", "windows", "labels"),
+    "replicas": ("whole", "windows"),
+    "slabs": ("whole", "mirrored", "labels"),
+    "slabs along y": ("mirrored",),
+}
+TINY = "case2b"
+"""An image that is too small for whole passes; windows pad it."""
 
 
 def network() -> nn.Module:
@@ -44,13 +54,12 @@ def data_of(folder: Path) -> DataConfig:
     return DataConfig(root=folder, window=(-100, 100), spacing=(1.5, 1.2, 2))
 
 
-def predict(model: Any, folder: Path, out: Path) -> dict[str, Any]:
+def predict(model: Any, folder: Path, out: Path, ways: Sequence[str]) -> dict[str, Any]:
     """Leaves a folder of results for every way; returns what this rank yielded and what it knows of faults."""
     predictor = Predictor(model, data=data_of(folder), channels=1, stride=STRIDE, precision="float64")
     told = {}
-    for way, options in WAYS.items():
-        if "window" in options and model.mesh.alike:
-            continue
+    for way in ways:
+        options = WAYS[way]
         (out / way).mkdir(parents=True, exist_ok=True)
         groups: list[int] = []
         arguments = {"result": RESULT, **options, "out": out / way, "on_group": groups.append}
@@ -65,14 +74,12 @@ def on_two(rank: int, folder: Path) -> dict[str, Any]:
     told = {}
     plan = make_plan(network(), shape=(1, 1, 16, 16, 16), devices=2, precision="float64", training=False)
     replicas = make_plan(network(), shape=(1, 1, 16, 16, 16), precision="float64", training=False)
-    choices = replace(replicas.choices, replicas=2)
+    choices = replace(replicas.choices, replicas=2, micro_batches=2)
     plans = {"stages": plan, "replicas": replace(replicas, choices=choices)}
-    plans |= {
-        name: replace(replicas, choices=replace(replicas.choices, slabs=slabs)) for name, slabs in SLABS.items()
-    }
+    plans |= {name: replace(replicas, choices=replace(replicas.choices, slabs=slabs)) for name, slabs in SLABS.items()}
     for name, made in plans.items():
         model = ParallelModel(network(), made, world=world, training=False, stride=STRIDE)
-        told[name] = predict(model, folder, folder / name)
+        told[name] = predict(model, folder, folder / name, MADE[name])
         world.gather(None)
     return told
 
@@ -82,13 +89,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process and of two; among the images are two faulty ones."""
     folder = tmp_path_factory.mktemp("ranks")
     rng = np.random.default_rng(0)
-    for n in range(4):
+    for n in range(3):
         affine = np.diag([-1.0, 1.1, 0.8 + n, 1])
         shape = (21 - n, 17, 22 + 2 * n)
         save(folder / f"in/case{n}.nii.gz", rng.normal(0, 60, shape).astype(np.float32), affine)
     (folder / "in/case1b.nii.gz").write_text("no image")
     save(folder / "in/case2b.nii.gz", np.zeros((1, 1, 1), np.float32))
-    told = {"one": [predict(Alone(network(), device=torch.device("cpu"), precision="float64"), folder, folder / "one")]}
+    alone = Alone(network(), device=torch.device("cpu"), precision="float64")
+    told = {"one": [predict(alone, folder, folder / "one", tuple(WAYS))]}
     for rank in run_ranks(on_two, 2, folder, timeout=150):
         for name, found in rank.items():
             told.setdefault(name, []).append(found)
@@ -96,17 +104,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["stages", "replicas", *SLABS])
-def test_the_same_as_one_process(name: str, way: str, folder: Path) -> None:
-    import nibabel
+def good(way: str) -> list[str]:
+    return sorted([*(f"case{n}" for n in range(3)), *([TINY] if way == "windows" else [])])
 
-    if way == "windows" and name in SLABS:
-        pytest.fail("not made") if (folder / name / way).exists() else None
-        return
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, ways in MADE.items() for way in ways])
+def test_the_same_as_one_process(name: str, way: str, folder: Path) -> None:
     files = files_of(folder / name / way)
     suffixes = (".nii.gz",) if way == "labels" else (".nii.gz", ".probabilities.npz")
-    assert files == sorted(f"case{n}{suffix}" for n in range(4) for suffix in suffixes)
+    assert files == sorted(f"{case}{suffix}" for case in good(way) for suffix in suffixes)
     for file in files:
         one, two = folder / "one" / way / file, folder / name / way / file
         if file.endswith(".npz"):
@@ -114,19 +120,19 @@ def test_the_same_as_one_process(name: str, way: str, folder: Path) -> None:
             continue
         expected, found = (np.asarray(nibabel.load(path).dataobj) for path in (one, two))
         np.testing.assert_array_equal(found, expected)
-        assert len(np.unique(expected)) > 1
+        assert len(np.unique(expected)) > 1 or file.startswith(TINY)
 
 
-@pytest.mark.parametrize("name", ["stages", "replicas", *SLABS])
+@pytest.mark.parametrize("name", MADE)
 def test_all_ranks_agree_on_the_faults(name: str, folder: Path) -> None:
     told = json.loads((folder / "told.json").read_text())[name]
     for way in told[0]:
         both = [told[rank][way] for rank in range(2)]
-        assert sorted([*both[0][0], *both[1][0]]) == [f"case{n}.nii.gz" for n in range(4)], "each is yielded once"
-        assert set(both[0][1]) | set(both[1][1]) == ({"case1b"} if way == "windows" else {"case1b", "case2b"})
+        assert sorted([*both[0][0], *both[1][0]]) == [f"{case}.nii.gz" for case in good(way)], "each is yielded once"
+        assert set(both[0][1]) | set(both[1][1]) == ({"case1b"} if way == "windows" else {"case1b", TINY})
         assert "case1b" in both[0][1]
         assert "case1b" in both[1][1]
-        assert both[0][2] == both[1][2] == 6, "both hear of six images"
+        assert both[0][2] == both[1][2] == 5, "both hear of five images"
 
 
 def test_a_pipeline_is_filled(folder: Path) -> None:
