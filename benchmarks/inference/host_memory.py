@@ -52,7 +52,7 @@ def predict(image: Path, out: Path, spacing: float) -> None:
 
 
 def measure(folder: Path, edge: int, spacing: float) -> dict[str, Any]:
-    """Peak growth of the resident size over that after a small image, which loads the libraries."""
+    """Peak growth of the resident size by `image.nii.gz`, over that after a small one, which loads the libraries."""
     torch.set_num_threads(1)
     write_image(folder / "small.nii.gz", 24)
     predict(folder / "small.nii.gz", folder / "warm", spacing)
@@ -66,9 +66,6 @@ def measure(folder: Path, edge: int, spacing: float) -> dict[str, Any]:
 
 def main() -> None:
     folder, edge, spacing = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    if not (folder / "image.nii.gz").exists():
-        write_image(folder / "image.nii.gz", edge)
-        return
     print(json.dumps(measure(folder, edge, spacing)))
 
 

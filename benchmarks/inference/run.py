@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.inference import ways
+from benchmarks.inference.host_memory import write_image
 from benchmarks.shared.crew import crews
 from benchmarks.shared.results import circumstances, median, options, write
 
@@ -19,10 +20,12 @@ HOST = ((256, 3.0), (400, 4.0), (400, 2.0))
 AIM = 1.3
 
 
-def measure(load: ways.Load, *, edge: int, rounds: int) -> list[dict[str, Any]]:
-    """All ways in turn, each in its process, round after round; the first round warms up."""
+def measure(load: ways.Load, *, quick: bool) -> list[dict[str, Any]]:
+    """All ways in turn, each in its process (in a quick run in one), round after round; the first round warms up."""
+    edge, rounds = (32, 1) if quick else (64, ROUNDS)
     chosen = ways.windows(edge)
-    with crews([(1, torch.get_num_threads())] * len(chosen)) as processes:
+    with crews([(1, torch.get_num_threads())] * (1 if quick else len(chosen))) as made:
+        processes = made * len(chosen) if quick else made
         seconds: dict[str, list[float]] = {name: [] for name in chosen}
         peaks: dict[str, float] = {}
         for (name, window), crew in zip(chosen.items(), processes):
@@ -49,19 +52,18 @@ def measure(load: ways.Load, *, edge: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def host_memory(edge: int, spacing: float) -> dict[str, Any]:
-    """In two processes: one writes the image, the other segments it."""
+    """In a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
+        write_image(Path(folder) / "image.nii.gz", edge)
         command = [sys.executable, "-m", "benchmarks.inference.host_memory", folder, str(edge), str(spacing)]
-        for _ in range(2):
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return {"edge": edge, "spacing": spacing, **json.loads(done.stdout)}
 
 
 def main() -> None:
     chosen = options(Path(__file__).parent, description=__doc__ or "")
     at = circumstances()
-    edge, rounds = (32, 1) if chosen.quick else (64, ROUNDS)
-    timed = [row for load in ways.loads(quick=chosen.quick) for row in measure(load, edge=edge, rounds=rounds)]
+    timed = [row for load in ways.loads(quick=chosen.quick) for row in measure(load, quick=chosen.quick)]
     host = [host_memory(*each) for each in (((64, 3.0),) if chosen.quick else HOST)]
     paper = ways.paper()
     summary = [
@@ -81,7 +83,7 @@ def main() -> None:
         summary=summary,
         tables=[
             (
-                f"One volume; medians of {rounds} interleaved rounds",
+                f"One volume; medians of {len(timed[0]['seconds'])} interleaved rounds",
                 ["network", "volume", "device", "way", "seconds", "times whole", "peak MiB above the weights"],
                 [
                     [
