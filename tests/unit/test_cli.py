@@ -101,7 +101,9 @@ def test_the_options_of_predict(called: Any) -> None:
 
 
 def test_what_predict_tells_its_workers_is_understood_by_them(called: Any) -> None:
-    options = lampseg.commands.predict.PredictOptions("stage-1", (8, 16, 24), 0.75)
+    options = lampseg.commands.predict.PredictOptions(
+        "stage-1", (8, 16, 24), 0.75, 4, "x,z", True, "labels", "liver,left kidney", True, True
+    )
     main(["predict", "--run", "r", "--out", "o", *options.arguments(), "--", "a.nii"])
     assert called[0][1]["options"] == options
 
