@@ -58,11 +58,11 @@ def write_report(
         UserError: not a run folder, a file cannot be understood, no such case, or the page cannot be written.
     """
     folder = read_run(run)
+    if evaluation is None and folder.evaluation is None and comparison is not None:
+        evaluation = comparison.rows[0].evaluation
     if evaluation is not None:
         folder = replace(folder, evaluation=evaluation, scores=scores_of(evaluation))
     scores = folder.scores
-    if scores is None and comparison is not None:
-        scores = scores_of(comparison.rows[0].evaluation)
     return write_text(
         Path(run) / "report.html" if out is None else Path(out),
         render_page(
@@ -171,5 +171,12 @@ def _slices(view: SliceView) -> list[Part]:
 
 
 def _environment(run: RunFolder) -> Section:
-    rows = [[name, value] for name, value in run.environment.items()]
-    return Section("Environment", [TablePart(["what", "value"], rows, sortable=False)] if rows else [])
+    """As the run recorded it; of an older run that did not, that of now."""
+    from lampseg.commands.run_folder import environment  # seldom needed, and it imports MONAI
+
+    if run.environment:
+        note = "As recorded when the run began."
+    else:
+        note = "The run recorded none: this is where the report was made."
+    rows = [[name, value] for name, value in (run.environment or environment()).items()]
+    return Section("Environment", [TablePart(["what", "value"], rows, note=note, sortable=False)])

@@ -41,8 +41,11 @@
       document.head.append(script); // the page's security policy knows its checksum
       nv = new niivue.Niivue({
         backColor: [0.04, 0.04, 0.05, 1],
-        crosshairColor: [1, 1, 1, 0.55],
+        crosshairColor: [1, 1, 1, 1],
+        crosshairGap: 6,
+        crosshairWidth: 0.35,
         dragAndDropEnabled: false,
+        fontColor: [0.85, 0.87, 0.9, 1],
         isRadiologicalConvention: true,
         loadingText: "",
         logLevel: "error",
