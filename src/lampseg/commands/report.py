@@ -8,7 +8,7 @@ from pathlib import Path
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, Evaluation, evaluate, write_report
 from lampseg.evaluation.case_files import CaseFiles, find_cases
-from lampseg.evaluation.case_scores import CaseScores, scores_of
+from lampseg.evaluation.report_scores import ReportScores, scores_of
 from lampseg.evaluation.run_folder import read_run
 
 
@@ -57,7 +57,7 @@ def report(run: Path, options: ReportOptions) -> Path:
     )
 
 
-def chosen_cases(wanted: Sequence[str], cases: Sequence[CaseFiles], *, scores: CaseScores | None) -> tuple[str, ...]:
+def chosen_cases(wanted: Sequence[str], cases: Sequence[CaseFiles], *, scores: ReportScores | None) -> tuple[str, ...]:
     """The names of the cases for the viewer; a number that is no case's name counts from the worst one.
 
     Raises:

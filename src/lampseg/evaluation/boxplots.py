@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from lampseg.evaluation.case_scores import CaseScores, Metric
 from lampseg.evaluation.figures import COLOURS, plain
+from lampseg.evaluation.report_scores import Metric, ReportScores
 
 _ROOM = 0.8
 """Of the distance between organs that their boxes fill."""
 
 
-def box_plot(groups: Sequence[tuple[str, CaseScores]], metric: Metric) -> Figure:
+def box_plot(groups: Sequence[tuple[str, ReportScores]], metric: Metric) -> Figure:
     """A box per organ (and per method, if there are several): median, quartiles, whiskers to 1.5 IQR.
 
     Every case is a dot as well: with few cases, boxes alone would hide how few they are.

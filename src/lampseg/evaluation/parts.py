@@ -17,8 +17,6 @@ class TablePart:
     footer: Sequence[Sequence[str]] = ()
     best: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
-    folded: str = ""
-    """If not empty: the line under which the table is hidden until it is opened."""
     sortable: bool = True
     kind: str = "table"
 
@@ -66,7 +64,16 @@ class ViewerPart:
     kind: str = "viewer"
 
 
-Part = TablePart | PicturePart | TextPart | ViewerPart
+@dataclass(frozen=True)
+class FoldPart:
+    """Parts that are hidden under a line until it is opened."""
+
+    text: str
+    parts: Sequence["Part"]
+    kind: str = "fold"
+
+
+Part = TablePart | PicturePart | TextPart | ViewerPart | FoldPart
 
 
 @dataclass(frozen=True)

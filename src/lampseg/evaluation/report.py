@@ -7,10 +7,10 @@ from pathlib import Path
 from lampseg.errors import UserError
 from lampseg.evaluation import figures
 from lampseg.evaluation.case_files import CaseFiles, read_case
-from lampseg.evaluation.case_scores import CaseScores, scores_of
 from lampseg.evaluation.comparison import Comparison
 from lampseg.evaluation.page import render_page
 from lampseg.evaluation.parts import Part, PicturePart, Section, TablePart, TextPart, picture
+from lampseg.evaluation.report_scores import ReportScores, scores_of
 from lampseg.evaluation.results_section import results_section
 from lampseg.evaluation.run_folder import RunFolder, read_run
 from lampseg.evaluation.scores import Evaluation
@@ -82,14 +82,14 @@ def write_report(
     )
 
 
-def _worst(run: RunFolder, scores: CaseScores | None, cases: Sequence[CaseFiles], *, count: int) -> Section:
+def _worst(run: RunFolder, scores: ReportScores | None, cases: Sequence[CaseFiles], *, count: int) -> Section:
     if scores is None or count < 1:
         return Section("Worst results", [])
     return worst_section(scores, cases, count=count, class_names=("background", *scores.organs), window=run.window)
 
 
 def _viewer(
-    run: RunFolder, scores: CaseScores | None, cases: Sequence[CaseFiles], *, names: Sequence[str], budget: int
+    run: RunFolder, scores: ReportScores | None, cases: Sequence[CaseFiles], *, names: Sequence[str], budget: int
 ) -> Section:
     files = {case.name: case for case in cases}
     unknown = [name for name in names if name not in files]

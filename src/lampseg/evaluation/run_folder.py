@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from lampseg.errors import UserError
-from lampseg.evaluation.case_scores import CaseScores, scores_from_json
 from lampseg.evaluation.metrics import StageTotals, Step, Validation, read_metrics, totals
+from lampseg.evaluation.report_scores import ReportScores, scores_from_json
 from lampseg.evaluation.scores import Evaluation
 from lampseg.partition.plan import VERSION, Plan, plans_from_json
 
@@ -31,7 +31,7 @@ class RunFolder:
     environment: Mapping[str, str]
     best_step: int | None
     evaluation: Evaluation | None
-    scores: CaseScores | None
+    scores: ReportScores | None
     """All that `evaluation.json` holds of the cases."""
     unreadable_lines: int
     """Lines of metrics.jsonl, other than an unfinished last one, that are not JSON records."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lampseg.evaluation.case_files import CaseArrays
-from lampseg.evaluation.case_scores import CaseScores
 from lampseg.evaluation.colours import class_rgb
 from lampseg.evaluation.parts import Section, ViewerCase, ViewerPart
+from lampseg.evaluation.report_scores import ReportScores
 from lampseg.evaluation.tables import bytes_text, dice_text
 from lampseg.evaluation.worst_cases import check_classes
 
@@ -57,7 +57,7 @@ def viewer_case(
     *,
     class_names: Sequence[str],
     window: tuple[float, float] | None = None,
-    scores: CaseScores | None = None,
+    scores: ReportScores | None = None,
     budget: int = BUDGET,
 ) -> ViewerCase:
     """Packs a case into at most `budget` bytes, if need be with every second, third ... voxel.

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from lampseg.errors import UserError
 from lampseg.evaluation import figures
 from lampseg.evaluation.case_files import CaseArrays, CaseFiles, read_case
-from lampseg.evaluation.case_scores import CaseScores, Metric
 from lampseg.evaluation.parts import Part, PicturePart, Section, TablePart, TextPart
+from lampseg.evaluation.report_scores import Metric, ReportScores
 from lampseg.evaluation.slices import SliceView, slice_figure
 from lampseg.evaluation.tables import counted, dice_text
 
 
 def worst_section(
-    scores: CaseScores,
+    scores: ReportScores,
     cases: Sequence[CaseFiles],
     *,
     count: int,
@@ -43,7 +43,7 @@ def worst_section(
     return Section("Worst results", parts)
 
 
-def _others(scores: CaseScores, metrics: Sequence[Metric], *, case: str, organ: str) -> list[str]:
+def _others(scores: ReportScores, metrics: Sequence[Metric], *, case: str, organ: str) -> list[str]:
     return [metric.text(scores.of_case(metric.key, case).get(organ)) for metric in metrics]
 
 

@@ -75,7 +75,11 @@
     for (const name of LAYERS) if (name in data.volumes) layers[name] = await read(name, {});
     if (mine !== turn) return; // another case was chosen meanwhile
     shown = { data, image, layers, hidden: new Set() };
-    for (const [name, volume] of Object.entries(layers)) volume.setColormapLabel(colours(name));
+    for (const [name, volume] of Object.entries(layers)) {
+      if (outlines()) markInside(volume);
+      volume.setColormapLabel(colours(name));
+    }
+    find("[data-outline]").disabled = !outlines();
     nv.volumes = [];
     for (const volume of [image, ...Object.values(layers)]) nv.addVolume(volume);
     for (const box of root.querySelectorAll("[data-layer]")) box.disabled = !(box.dataset.layer in layers);
@@ -89,19 +93,40 @@
     root.dataset.state = "ready";
   }
 
+  // Outlines need a second value for every class: that of the voxels inside, which can be made transparent.
+  const INSIDE = 128;
+  const outlines = () => shown.data.organs.length < INSIDE;
+
+  function markInside(volume) {
+    const [, nx, ny, nz] = volume.hdr.dims;
+    const labels = volume.img;
+    const marked = labels.slice();
+    const steps = [1, nx, nx * ny];
+    for (let z = 0, i = 0; z < nz; z++)
+      for (let y = 0; y < ny; y++)
+        for (let x = 0; x < nx; x++, i++) {
+          const label = labels[i];
+          if (!label || !x || !y || !z || x === nx - 1 || y === ny - 1 || z === nz - 1) continue;
+          if (steps.every((step) => labels[i - step] === label && labels[i + step] === label)) marked[i] = label + INSIDE;
+        }
+    volume.img = marked;
+  }
+
   function colours(name) {
-    const entries =
-      name === "differences" ? shown.data.differences : shown.data.organs.filter((o) => !shown.hidden.has(o.value));
     const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
-    const all = name === "differences" ? shown.data.differences : shown.data.organs;
-    for (const { value, name: label, colour } of all) {
-      table.R.push(colour[0]);
-      table.G.push(colour[1]);
-      table.B.push(colour[2]);
-      table.A.push(entries.some((entry) => entry.value === value) ? 255 : 0);
+    const entries = name === "differences" ? shown.data.differences : shown.data.organs;
+    const filled = !find("[data-outline]").checked;
+    const add = (entry, value, visible) => {
+      table.R.push(entry.colour[0]);
+      table.G.push(entry.colour[1]);
+      table.B.push(entry.colour[2]);
+      table.A.push(visible ? 255 : 0);
       table.I.push(value);
-      table.labels.push(label);
-    }
+      table.labels.push("");
+    };
+    const visible = (entry) => name === "differences" || !shown.hidden.has(entry.value);
+    for (const entry of entries) add(entry, entry.value, visible(entry));
+    if (outlines()) for (const entry of entries) add(entry, entry.value + INSIDE, visible(entry) && filled);
     return table;
   }
 
@@ -111,7 +136,6 @@
       volume.setColormapLabel(colours(name));
       volume.opacity = find(`[data-layer="${name}"]`).checked ? opacity : 0;
     }
-    nv.opts.atlasOutline = find("[data-outline]").checked ? 1 : 0;
     nv.updateGLVolume();
   }
 
@@ -179,7 +203,8 @@
     place.values.forEach(({ value }, i) => {
       if (names[i] === "image") words.push(`image ${Number(value).toFixed(0)}`);
       else if (names[i] !== "differences") {
-        const organ = shown.data.organs.find((o) => o.value === Math.round(value));
+        const label = Math.round(value) % (outlines() ? INSIDE : 256);
+        const organ = shown.data.organs.find((o) => o.value === label);
         words.push(`${names[i]}: ${organ ? organ.name : "background"}`);
       }
     });

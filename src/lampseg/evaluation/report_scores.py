@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lampseg.evaluation.scores import Evaluation
@@ -38,29 +38,31 @@ class Metric:
 _KNOWN = (
     Metric("dice", "Dice"),
     Metric("jaccard", "Jaccard"),
-    Metric("nsd", "Surface Dice"),
     Metric("sensitivity", "Sensitivity"),
     Metric("precision", "Precision"),
+    Metric("volume_error", "Volume error", "ml", 2, None),
+    Metric("relative_volume_error", "Relative volume error", "", 3, None),
     Metric("hd95", "HD95", "mm", 2, False),
     Metric("assd", "ASSD", "mm", 2, False),
-    Metric("volume_error", "Volume error", "", 3, None),
+    Metric("nsd", "Surface Dice"),
 )
 """Others are shown under their own name."""
 
 
 @dataclass(frozen=True)
-class CaseScores:
+class ReportScores:
     """Every metric of every case; `values["dice"]` is always there."""
 
     organs: tuple[str, ...]
     values: Mapping[str, Values]
+    described: Mapping[str, Metric] = field(default_factory=dict)
+    """Metrics of which the unit and the direction are stated."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those that are there: the known ones in their order, then the others."""
-        known = [metric for metric in _KNOWN if metric.key in self.values]
-        others = [key for key in self.values if key not in {metric.key for metric in _KNOWN}]
-        return (*known, *(Metric(key, key.replace("_", " ")) for key in others))
+        """Those that are there, Dice first."""
+        known = {metric.key: metric for metric in _KNOWN} | dict(self.described)
+        return tuple(known.get(key, Metric(key, key.replace("_", " "))) for key in self.values)
 
     def of_organ(self, metric: str, organ: str) -> list[float]:
         """The values of one organ over the cases in which it was scored."""
@@ -72,13 +74,18 @@ class CaseScores:
         row = self.values.get(metric, {}).get(case)
         return {} if row is None else dict(zip(self.organs, row))
 
+    def mean(self, metric: str, organ: str) -> float | None:
+        """Over the cases in which the organ was scored; None without any."""
+        values = self.of_organ(metric, organ)
+        return statistics.fmean(values) if values else None
+
     def summary_rows(self, metric: Metric) -> list[list[str]]:
         """For each organ: mean, sd, median, lowest, highest, number of scored cases."""
         rows = []
         for organ in self.organs:
             values = self.of_organ(metric.key, organ)
             numbers = [
-                statistics.fmean(values) if values else None,
+                self.mean(metric.key, organ),
                 statistics.stdev(values) if len(values) > 1 else None,
                 statistics.median(values) if values else None,
                 min(values, default=None),
@@ -98,37 +105,38 @@ class CaseScores:
         return tuple(sorted(found, key=lambda entry: entry[2])[:count])
 
 
-def scores_of(evaluation: Evaluation) -> CaseScores:
+def scores_of(evaluation: Evaluation) -> ReportScores:
     """Of an evaluation at hand."""
     return scores_from_json(evaluation.to_json())
 
 
-def scores_from_json(text: str) -> CaseScores:
-    """Of an `evaluation.json`, which `Evaluation.from_json` has accepted; what is not understood is left out.
+def scores_from_json(text: str) -> ReportScores:
+    """Of an `evaluation.json`, which `Evaluation.from_json` has accepted.
 
-    Understood are `cases` (case -> organ -> Dice, or -> {metric: value}) and `metrics` (metric -> case -> organ ->
-    value, also one level deeper, under `cases`).
+    `cases` (case -> organ -> Dice) is always there; `scores` (case -> organ -> {metric: value}) holds other metrics,
+    and `metrics` their units and which way is better. Fields that are no numbers are left out.
     """
     tree = json.loads(text)
     organs = tuple(str(name) for name in tree["organs"])
-    found: dict[str, dict[str, tuple[float | None, ...]]] = {"dice": {}}
-    for case, row in tree["cases"].items():
-        cells = [row.get(organ) for organ in organs]
-        keys = dict.fromkeys(key for cell in cells if isinstance(cell, dict) for key in cell)
-        for key in keys or ("dice",):
-            values = [cell.get(key) if isinstance(cell, dict) else cell for cell in cells]
-            found.setdefault(key, {})[str(case)] = _numbers(values)
-    metrics = tree.get("metrics")
-    for key, of_case in metrics.items() if isinstance(metrics, dict) else ():
-        inner = of_case.get("cases", of_case) if isinstance(of_case, dict) else {}
-        rows = {
-            str(case): _numbers([row.get(organ) for organ in organs])
-            for case, row in inner.items()
-            if isinstance(row, dict)
-        }
-        if rows and any(value is not None for row in rows.values() for value in row):
-            found[str(key)] = rows
-    return CaseScores(organs, found)
+    found: dict[str, dict[str, tuple[float | None, ...]]] = {
+        "dice": {str(case): _numbers([row.get(organ) for organ in organs]) for case, row in tree["cases"].items()}
+    }
+    stated = tree.get("metrics")
+    stated = stated if isinstance(stated, dict) else {}
+    for case, row in (tree.get("scores") or {}).items():
+        for key in stated:
+            if key != "dice":
+                found.setdefault(key, {})[str(case)] = _numbers([row.get(organ, {}).get(key) for organ in organs])
+    return ReportScores(organs, found, {key: _stated(key, told) for key, told in stated.items()})
+
+
+def _stated(key: str, told: Any) -> Metric:
+    """A metric as the file describes it; the title and the decimals are this program's."""
+    known = next((metric for metric in _KNOWN if metric.key == key), Metric(key, key.replace("_", " ")))
+    if not isinstance(told, dict):
+        return known
+    better = {"higher": True, "lower": False}.get(str(told.get("better")))
+    return replace(known, unit=str(told.get("unit") or ""), higher_is_better=better)
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float | None, ...]:
