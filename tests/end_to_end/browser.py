@@ -37,7 +37,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
     "--force-color-profile=srgb",
-    "--window-size=1280,1000",
+    "--window-size=1000,800",
 )
 # Launches the browser with its two pipe ends as descriptors 3 and 4, as it expects them.
 _LAUNCH = 'exec 3<&"$0" 4>&"$1"; shift 1; exec "$@"'

@@ -45,8 +45,9 @@ def viewer_section(cases: Sequence[ViewerCase]) -> Section:
         layers=(("truth", "truth", False), ("prediction", "prediction", True), ("differences", "differences", False)),
         note=(
             "Click to move the crosshair, drag with the right button to change the contrast, click and turn the wheel "
-            "to leaf through slices; turn the 3D view by dragging. An organ's name leads to it. The patient's right "
-            f"is on the left. Drawn by NiiVue {NIIVUE_VERSION} (BSD 2-clause licence)."
+            "to leaf through slices; turn the 3D view by dragging. An organ's name leads to it. Where truth and "
+            "prediction are both shown, the truth is paler. The patient's right is on the left. "
+            f"Drawn by NiiVue {NIIVUE_VERSION} (BSD 2-clause licence)."
         ),
     )
     return Section("Viewer", [part])
@@ -151,7 +152,7 @@ def _packed(case: CaseArrays, steps: Sequence[int], *, window: tuple[float, floa
         if labels is not None:
             # An axis whose last step is cut short has no voxel in its middle.
             whole = np.pad(labels, [(0, n - m) for n, m in zip(shape, labels.shape)])
-            found[name] = _nifti(whole, affine)
+            found[name] = _nifti(whole, affine, label=True)
     return found
 
 
@@ -198,10 +199,19 @@ def _range(image: NDArray[np.float32]) -> tuple[float, float]:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def _nifti(array: NDArray[np.uint8], affine: NDArray[np.float64], *, slope: float = 1.0, intercept: float = 0.0) -> str:
+def _nifti(
+    array: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    label: bool = False,
+) -> str:
     """A NIfTI-1 file, compressed, in base64: only what this page shows is in it, nothing of the file's own header."""
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
+    if label:
+        image.header.set_intent("label")  # by which NiiVue draws classes and not intensities
     header = image.header.copy()
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, intercept, 352
     raw = header.binaryblock + bytes(4) + array.tobytes(order="F")

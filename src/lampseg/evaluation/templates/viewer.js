@@ -116,10 +116,13 @@
     const table = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
     const entries = name === "differences" ? shown.data.differences : shown.data.organs;
     const filled = !find("[data-outline]").checked;
+    // Where both are shown the truth is paler, or one could not tell which is which.
+    const pale = name === "truth" && find('[data-layer="prediction"]').checked ? 0.6 : 0;
     const add = (entry, value, visible) => {
-      table.R.push(entry.colour[0]);
-      table.G.push(entry.colour[1]);
-      table.B.push(entry.colour[2]);
+      const [r, g, b] = entry.colour.map((part) => Math.round(part + pale * (255 - part)));
+      table.R.push(r);
+      table.G.push(g);
+      table.B.push(b);
       table.A.push(visible ? 255 : 0);
       table.I.push(value);
       table.labels.push("");
