@@ -23,6 +23,8 @@ DESCRIPTION = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one verb. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted."""
+    # Threads that wait by spinning take the processor from those that work; read when torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
         sys.stdout.write(f"lampseg {__version__}\n")

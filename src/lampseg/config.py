@@ -158,6 +158,10 @@ class ValidationConfig(Section):
 
     every_steps: PositiveInt | None = None
     """Besides the end of every curriculum stage."""
+    window: Literal["whole", "patch"] = "whole"
+    """whole: each volume in one pass; patch: in sliding windows of the curriculum stage's patch."""
+    keep: bool = False
+    """Keep the weights of every validation, as checkpoints/validated/step-N.safetensors."""
 
 
 class CheckpointConfig(Section):

@@ -64,7 +64,7 @@ def train_and_predict(world: World, folder: Path, name: str, ways: list[tuple[An
     network.load_state_dict(load_file(run / "checkpoints/stage-2.safetensors"))
     network.train()
     model = ParallelModel(network, plans_of(job, ways)[0], world=world)
-    predictor = Predictor(model, config=config, stride=job.stride)
+    predictor = Predictor(model, config=config, channels=1, stride=job.stride)
     images = [folder / f"data/imagesTr/c{n}.nii.gz" for n in range(IMAGES)]
     for kind, window in (("whole", None), ("windows", WINDOW)):
         (run / kind).mkdir(exist_ok=True)

@@ -93,7 +93,7 @@ def test_a_fault_that_a_worker_finds_is_one_line(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--checkpoint", "bset"], r"has no checkpoint `bset`; there is best, stage-1, last"),
+        (["--checkpoint", "bset"], r"has no checkpoint `bset`; there is best, stage-1, stage-1-best, last"),
         (["--checkpoint", "FOLDER/empty"], "has no checkpoint `.*empty`"),
         (["--checkpoint", "FOLDER/garbage.safetensors"], r"garbage\.safetensors: cannot be read as network weights"),
         (["--checkpoint", "FOLDER/foreign.safetensors"], r"foreign\.safetensors holds another network: `a` is unknown"),

@@ -40,7 +40,7 @@ def predicted(converted: Path, folder: Path) -> Path:
     command = (*LAMPSEG, "train", EXAMPLES / "chest_ct.yaml", "--run", run, f"data.root={converted}", *TINY)
     succeed((*command, "--devices", "2"), folder=folder / "chest-run.log")
     assert len(losses(run)) == 7
-    assert json.loads((run / "best.json").read_text()) == {"step": 7, "validation": None}, "nothing to select by"
+    assert json.loads((run / "best.json").read_text())["step"] == 7, "nothing to select by"
     lampseg("predict", "--run", run, "--out", out, converted / "imagesTr")
     return out
 

@@ -104,8 +104,11 @@ def test_the_run_folder_is_complete(on_two: Path, phantom: Dataset) -> None:
     assert scores[best["step"]] == best["validation"] == max(scores.values())
     assert sorted(path.name for path in (on_two / "checkpoints").iterdir()) == [
         "best.safetensors",
+        "stage-1-best.safetensors",
         "stage-1.safetensors",
+        "stage-2-best.safetensors",
         "stage-2.safetensors",
+        "stage-3-best.safetensors",
         "stage-3.safetensors",
         "step-00000015",
         "step-00000020",

@@ -28,13 +28,13 @@ def case(tmp_path: Path) -> PreparedCase:
     image = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
     label = np.zeros(image.shape, np.uint8)
     label[:2, :2, :2] = 1
-    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "image.npy", image[None])
     np.save(tmp_path / "label.npy", label)
     np.savez(
         tmp_path / "points.npz", class_1=np.argwhere(label == 1).astype(np.int32), class_2=np.zeros((0, 3), np.int32)
     )
     files = (tmp_path / "image.npy", tmp_path / "label.npy")
-    return PreparedCase("a", *files, image.shape, (1, 1, 1), (1,), (112, 8, 0), tmp_path / "points.npz")
+    return PreparedCase("a", *files, 1, image.shape, (1, 1, 1), (1,), (112, 8, 0), tmp_path / "points.npz")
 
 
 def sampler(case: PreparedCase, patch: tuple[int, int, int] | None) -> Sampler:
@@ -50,7 +50,7 @@ def test_the_tensors_of_patches(case: PreparedCase) -> None:
     assert batch.annotated().tolist() == [[True, True, False]] * 3
     assert batch.valid() is None, "nothing is padded"
     x, y, z = batch.draws[0].corner
-    stored = np.load(case.image)[x : x + 4, y : y + 4, z : z + 4]
+    stored = np.load(case.image)[0, x : x + 4, y : y + 4, z : z + 4]
     np.testing.assert_array_equal(batch.image()[0, 0].numpy(), stored)
 
 

@@ -34,7 +34,9 @@ def make(root: Path, training: Any, *, test: Any = None, labels: Any = None, **e
 
 def numbered(count: int) -> Dataset:
     names = [f"liver_{i}" for i in range(count)]
-    return Dataset(Path(), "Liver", tuple(LABELS.values()), tuple(Case(n, Path(n), Path(n), None) for n in names), ())
+    return Dataset(
+        Path(), "Liver", tuple(LABELS.values()), tuple(Case(n, (Path(n),), Path(n), None) for n in names), ()
+    )
 
 
 def test_reads_the_msd_layout(tmp_path: Path) -> None:

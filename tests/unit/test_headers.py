@@ -43,7 +43,7 @@ def test_shapes_are_those_of_the_transformed_volume(tilt: float, shear: bool, tm
         x, y, z = (float(size) for size in rng.uniform(0.6, 4, 3).round(1))
         for data in (config(), config((x, y, z))):
             array, info = image_to_network(read_volume(path), data=data)
-            assert network_shape(path, data=data) == info.shape == array.shape, (shape, affine, data.spacing)
+            assert network_shape((path,), data=data) == info.shape == array.shape[1:], (shape, affine, data.spacing)
 
 
 def test_shapes_are_those_that_prepare_keeps(tmp_path: Path) -> None:
@@ -53,11 +53,11 @@ def test_shapes_are_those_that_prepare_keeps(tmp_path: Path) -> None:
         path = tmp_path / f"c{index}.nii.gz"
         affine = random_affine(rng, tilt=20, shear=False)
         nibabel.save(nibabel.Nifti1Image(rng.normal(size=(9, 12, 7)).astype(np.float32), affine), path)
-        cases.append(Case(f"c{index}", path, None, None))
+        cases.append(Case(f"c{index}", (path,), None, None))
     data = config((1.3, 2, 2.7))
     ready = prepare(cases, classes=2, data=data, folder=tmp_path / "cache")
-    assert [case.shape for case in ready] == [network_shape(case.image, data=data) for case in cases]
-    largest = largest_shape([case.image for case in cases], data=data)
+    assert [case.shape for case in ready] == [network_shape(case.images, data=data) for case in cases]
+    largest = largest_shape([case.images for case in cases], data=data)
     assert largest == tuple(max(case.shape[axis] for case in ready) for axis in range(3))
 
 
@@ -66,10 +66,10 @@ def test_a_volume_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: p
     nibabel.save(nibabel.Nifti1Image(np.zeros((16, 16, 16), np.uint8), np.diag([2, 2, 2, 1])), path)
     monkeypatch.setattr(grid, "MAX_VOXELS", 10**6)
     with pytest.raises(UserError, match=r"data\.spacing: \[0\.001, 1\.0, 1\.0\] mm .*30001x31x31 .* 2 x 2 x 2 mm"):
-        network_shape(path, data=config((0.001, 1, 1)))
+        network_shape((path,), data=config((0.001, 1, 1)))
     with pytest.raises(UserError, match="choose larger spacings"):
         image_to_network(read_volume(path), data=config((0.001, 1, 1)))
-    assert network_shape(path, data=config()) == (16, 16, 16)
+    assert network_shape((path,), data=config()) == (16, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,10 @@ def test_a_volume_that_no_memory_holds_is_refused(tmp_path: Path, monkeypatch: p
         (lambda path: path.unlink(), r"scan\.nii\.gz: no such file"),
         (lambda path: path.write_bytes(b"text"), r"scan\.nii\.gz: not a NIfTI file"),
         (lambda path: path.write_bytes(path.read_bytes()[:60]), r"scan\.nii\.gz: damaged or cut short"),
-        (lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2)), np.eye(4)), path), "4D, shape 4x4x4x2"),
+        (
+            lambda path: nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 1, 2)), np.eye(4)), path),
+            "5D, shape 4x4x4x1x2",
+        ),
     ],
 )
 def test_headers_that_are_refused(spoil: Any, message: str, tmp_path: Path) -> None:
@@ -86,4 +89,4 @@ def test_headers_that_are_refused(spoil: Any, message: str, tmp_path: Path) -> N
     nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(8, 8, 8)), np.eye(4)), path)
     spoil(path)
     with pytest.raises(UserError, match=message):
-        network_shape(path, data=config())
+        network_shape((path,), data=config())

@@ -69,17 +69,17 @@ def test_predictions_are_those_of_the_bare_network_on_the_images_grid(
     paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii"]
     write_image(paths[0], (21, 18, 15), 1)
     write_image(paths[1], (17, 25, 12), 2)
-    predictor = Predictor(model_of(small_unet(), world), config=config, stride=STRIDE)
+    predictor = Predictor(model_of(small_unet(), world), config=config, channels=1, stride=STRIDE)
     written = list(predictor.predict(paths, out=tmp_path / "out"))
     assert [p.output.name for p in written] == ["a.nii.gz", "b.nii.gz"]
     for prediction in written:
         volume = read_volume(prediction.image)
         array, info = image_to_network(volume, data=config.data)
-        shape = padded_shape(array.shape, STRIDE)
+        shape = padded_shape(array.shape[1:], STRIDE, channels=1)
         x = pad_volume(array, shape, device=torch.device("cpu"), dtype=torch.float32)
         with torch.no_grad():
             labels = small_unet()(x)[0].argmax(0).numpy().astype(np.uint8)
-        a, b, c = array.shape
+        _, a, b, c = array.shape
         expected = labels_to_grid(np.ascontiguousarray(labels[:a, :b, :c]), info)
         found = nibabel.load(prediction.output)
         np.testing.assert_array_equal(np.asarray(found.dataobj), expected)
@@ -104,7 +104,7 @@ def test_sliding_windows_are_monais(world: World, overlap: float) -> None:
 def test_a_corrupt_image_leaves_the_earlier_ones_complete(tmp_path: Path, world: World, config: Config) -> None:
     write_image(tmp_path / "a.nii.gz", (16, 16, 16), 1)
     (tmp_path / "b.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:500])
-    predictor = Predictor(model_of(small_unet(), world), config=config, stride=STRIDE)
+    predictor = Predictor(model_of(small_unet(), world), config=config, channels=1, stride=STRIDE)
     with pytest.raises(UserError, match=r"b\.nii\.gz"):
         list(predictor.predict([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"], out=tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
@@ -112,7 +112,7 @@ def test_a_corrupt_image_leaves_the_earlier_ones_complete(tmp_path: Path, world:
 
 def test_windows_must_fit_the_stride(tmp_path: Path, world: World, config: Config) -> None:
     write_image(tmp_path / "a.nii.gz", (16, 16, 16), 1)
-    predictor = Predictor(model_of(small_unet(), world), config=config, stride=STRIDE)
+    predictor = Predictor(model_of(small_unet(), world), config=config, channels=1, stride=STRIDE)
     with pytest.raises(UserError, match="multiple"):
         list(predictor.predict([tmp_path / "a.nii.gz"], out=tmp_path / "out", window=SlidingWindow((6, 8, 8))))
     with pytest.raises(UserError, match="overlap"):

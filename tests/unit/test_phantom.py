@@ -48,9 +48,9 @@ def test_scans_are_ct_like_and_differ_in_shape_and_orientation(dataset: Dataset)
         assert nib.load(case.image).get_data_dtype() == np.int16
         volume = read_volume(case.image)
         read_label(case.label, classes=10, like=volume)
-        shapes.add(volume.array.shape)
+        shapes.add(volume.shape)
         orientations.add(nib.aff2axcodes(volume.affine))
-        assert all(54 <= side <= 74 for side in volume.array.shape)
+        assert all(54 <= side <= 74 for side in volume.shape)
         np.testing.assert_allclose(volume.spacing, 4)
         assert np.percentile(volume.array, 5) == pytest.approx(AIR, abs=80)
         assert volume.array.max() > 600

@@ -49,12 +49,12 @@ def config(**fields: Any) -> DataConfig:
 @pytest.mark.parametrize("tilt", [0.0, 20.0])
 def test_without_resampling_every_voxel_keeps_its_place_and_comes_back_exactly(codes: str, tilt: float) -> None:
     rng = np.random.default_rng(0)
-    volume = Volume(rng.random((7, 9, 11), np.float32), affine_of(codes, (1.1, 0.7, 2.5), tilt=tilt))
+    volume = Volume(rng.random((1, 7, 9, 11), np.float32), affine_of(codes, (1.1, 0.7, 2.5), tilt=tilt))
     array, info = image_to_network(volume, data=config(window=(0, 1)))
     assert nib.aff2axcodes(info.affine) == ("R", "A", "S")
-    assert at(array, info.affine) == pytest.approx(at(volume.array, volume.affine))
-    labels = (array * 200).astype(np.uint8)
-    np.testing.assert_array_equal(labels_to_grid(labels, info), (volume.array * 200).astype(np.uint8))
+    assert at(array[0], info.affine) == pytest.approx(at(volume.array[0], volume.affine))
+    labels = (array[0] * 200).astype(np.uint8)
+    np.testing.assert_array_equal(labels_to_grid(labels, info), (volume.array[0] * 200).astype(np.uint8))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SLP"])
@@ -69,19 +69,19 @@ def test_resampling_keeps_places(codes: str, tilt: float, spacing: tuple[float, 
     def linear(shape: tuple[int, ...], affine: Any) -> Any:
         return (np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]) @ slope
 
-    volume = Volume(linear(shape, affine).astype(np.float32), affine)
+    volume = Volume(linear(shape, affine)[None].astype(np.float32), affine)
     array, info = image_to_network(volume, data=config(spacing=spacing, window=(-100, 100)))
     assert info.spacing == pytest.approx(spacing)
-    assert array.shape == info.shape
+    assert array.shape == (1, *info.shape)
     interior = (slice(0, -1),) * 3  # the last voxel may lie beyond the scan, where its border is repeated
     expected = linear(info.shape, info.affine) / 200 + 0.5
-    np.testing.assert_allclose(array[interior], expected[interior], atol=1e-4)
+    np.testing.assert_allclose(array[0][interior], expected[interior], atol=1e-4)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SLP"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_every_voxel_takes_the_label_of_the_nearest_one(codes: str, axis: int) -> None:
-    volume = Volume(np.zeros((13, 22, 31), np.float32), affine_of(codes, (2.1, 1.3, 0.9), tilt=15))
+    volume = Volume(np.zeros((1, 13, 22, 31), np.float32), affine_of(codes, (2.1, 1.3, 0.9), tilt=15))
     _, info = image_to_network(volume, data=config(spacing=(1.2, 1.5, 1.9)))
     back = labels_to_grid(np.indices(info.shape)[axis].astype(np.uint8), info)
     places = volume.affine[:3, :3] @ np.indices(back.shape).reshape(3, -1) + volume.affine[:3, 3:]
@@ -98,8 +98,8 @@ def test_a_ball_comes_back_to_its_place_after_resampling(codes: str, tilt: float
     middle = affine[:3, :3] @ [18, 20, 11] + affine[:3, 3]
     away = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3] - middle
     ball = (np.linalg.norm(away, axis=-1) < 9).astype(np.float32)
-    array, info = image_to_network(Volume(ball, affine), data=config(spacing=(1.5, 1.5, 1.5), window=(0, 1)))
-    back = labels_to_grid((array > 0.45).astype(np.uint8), info)
+    array, info = image_to_network(Volume(ball[None], affine), data=config(spacing=(1.5, 1.5, 1.5), window=(0, 1)))
+    back = labels_to_grid((array[0] > 0.45).astype(np.uint8), info)
     assert back.shape == shape
     overlap = 2 * np.count_nonzero(back * ball) / (back.sum() + ball.sum())
     assert overlap > 0.93
@@ -112,29 +112,29 @@ def test_a_sheared_grid_comes_back_in_shape_and_place() -> None:
     affine[1, 2] = 0.6
     away = np.moveaxis(np.indices((30, 32, 20)), 0, -1) @ affine[:3, :3].T - affine[:3, :3] @ [15, 16, 10]
     ball = (np.linalg.norm(away, axis=-1) < 9).astype(np.float32)
-    array, info = image_to_network(Volume(ball, affine), data=config(spacing=(1, 1, 1), window=(0, 1)))
-    back = labels_to_grid((array > 0.45).astype(np.uint8), info)
+    array, info = image_to_network(Volume(ball[None], affine), data=config(spacing=(1, 1, 1), window=(0, 1)))
+    back = labels_to_grid((array[0] > 0.45).astype(np.uint8), info)
     assert back.shape == ball.shape
     assert 2 * np.count_nonzero(back * ball) / (back.sum() + ball.sum()) > 0.93
 
 
 def test_labels_keep_a_wide_integer_type() -> None:
-    _, info = image_to_network(Volume(np.zeros((4, 5, 6), np.float32), affine_of("LPS", (1, 1, 1))), data=config())
+    _, info = image_to_network(Volume(np.zeros((1, 4, 5, 6), np.float32), affine_of("LPS", (1, 1, 1))), data=config())
     assert labels_to_grid(np.full((4, 5, 6), 300, np.uint16), info).max() == 300
 
 
 def test_the_window_clips_and_scales() -> None:
-    values = np.array([-1000, -21, 34, 89, 2000], np.float32).reshape(5, 1, 1)
+    values = np.array([-1000, -21, 34, 89, 2000], np.float32).reshape(1, 5, 1, 1)
     array, _ = image_to_network(Volume(values, np.eye(4)), data=config(window=(-21, 89)))
     np.testing.assert_allclose(array.ravel(), [0, 0, 0.5, 1, 1], atol=1e-6)
 
 
 def test_without_a_window_mean_is_zero_and_deviation_one() -> None:
-    values = np.random.default_rng(0).normal(300, 40, (8, 8, 8)).astype(np.float32)
+    values = np.random.default_rng(0).normal(300, 40, (1, 8, 8, 8)).astype(np.float32)
     array, _ = image_to_network(Volume(values, np.eye(4)), data=config())
     assert array.mean() == pytest.approx(0, abs=1e-4)
     assert array.std() == pytest.approx(1, abs=1e-4)
-    flat, _ = image_to_network(Volume(np.full((4, 4, 4), 7, np.float32), np.eye(4)), data=config())
+    flat, _ = image_to_network(Volume(np.full((1, 4, 4, 4), 7, np.float32), np.eye(4)), data=config())
     np.testing.assert_array_equal(flat, 0)
 
 
@@ -152,7 +152,7 @@ def write_case(folder: Path, name: str = "a", *, annotated: tuple[int, ...] | No
     affine = affine_of("LPS", (2, 2, 2))
     for kind, array in (("image", image), ("label", label)):
         nib.save(nib.Nifti1Image(array, affine), folder / f"{name}.{kind}.nii.gz")
-    return Case(name, folder / f"{name}.image.nii.gz", folder / f"{name}.label.nii.gz", annotated)
+    return Case(name, (folder / f"{name}.image.nii.gz",), folder / f"{name}.label.nii.gz", annotated)
 
 
 def test_a_prepared_case(tmp_path: Path) -> None:

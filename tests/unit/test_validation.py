@@ -27,12 +27,13 @@ class Thresholds(nn.Module):
 def case_of(folder: Path, name: str, shape: tuple[int, int, int], annotated: tuple[int, ...]) -> PreparedCase:
     rng = np.random.default_rng(len(name))
     label = rng.integers(0, 3, shape).astype(np.uint8)
-    np.save(folder / f"{name}.npy", label.astype(np.float32))
+    np.save(folder / f"{name}.npy", label[None].astype(np.float32))
     np.save(folder / f"{name}-label.npy", label)
     return PreparedCase(
         id=name,
         image=folder / f"{name}.npy",
         label=folder / f"{name}-label.npy",
+        channels=1,
         shape=shape,
         spacing=(1.0, 1.0, 1.0),
         annotated=annotated,
@@ -56,4 +57,4 @@ def test_perfect_network_scores_one(tmp_path: Path) -> None:
 
 
 def test_padded_shape() -> None:
-    assert padded_shape((5, 8, 9), (4, 4, 2)) == (1, 1, 8, 8, 10)
+    assert padded_shape((5, 8, 9), (4, 4, 2), channels=1) == (1, 1, 8, 8, 10)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lampseg.data import Volume, read_label, read_volume, write_labels
+from lampseg.data.volume import read_geometry
 from lampseg.errors import UserError
 from tests.limits import no_space_beyond
 
@@ -36,7 +37,7 @@ def test_reads_a_volume(tmp_path: Path, suffix: str, kind: Any, dtype: Any) -> N
     array = noise().astype(dtype)
     volume = read_volume(save(tmp_path / f"scan{suffix}", array, kind=kind))
     assert volume.array.dtype == np.float32
-    np.testing.assert_array_equal(volume.array, array.astype(np.float32))
+    np.testing.assert_array_equal(volume.array[0], array.astype(np.float32))
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
     np.testing.assert_allclose(volume.spacing, np.linalg.norm(AFFINE[:3, :3], axis=0), atol=1e-5)
 
@@ -53,17 +54,31 @@ def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
 def test_a_gz_name_on_an_uncompressed_file_is_read_for_what_it_is(tmp_path: Path) -> None:
     plain = save(tmp_path / "scan.nii", noise())
     plain.rename(tmp_path / "scan.nii.gz")
-    np.testing.assert_array_equal(read_volume(tmp_path / "scan.nii.gz").array, noise())
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan.nii.gz").array[0], noise())
 
 
 def test_a_trailing_single_dimension_is_dropped(tmp_path: Path) -> None:
-    assert read_volume(save(tmp_path / "scan.nii.gz", noise((*SHAPE, 1, 1)))).array.shape == SHAPE
+    assert read_volume(save(tmp_path / "scan.nii.gz", noise((*SHAPE, 1, 1)))).array.shape == (1, *SHAPE)
 
 
-@pytest.mark.parametrize("shape", [(9, 8, 7, 2), (9, 8), (9, 8, 1, 2)])
+def test_channels_come_first(tmp_path: Path) -> None:
+    array = noise((*SHAPE, 3))
+    path = save(tmp_path / "scan.nii.gz", array)
+    volume = read_volume(path)
+    assert volume.shape == SHAPE
+    np.testing.assert_array_equal(volume.array, np.moveaxis(array, -1, 0))
+    assert read_geometry(path)[0] == (3, *SHAPE)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 7, 1, 2)])
 def test_other_dimensions_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"scan\.nii\.gz: .*but a 3D volume is expected; keep one channel"):
+    with pytest.raises(UserError, match=r"scan\.nii\.gz: .*but a 3D volume"):
         read_volume(save(tmp_path / "scan.nii.gz", noise(shape)))
+
+
+def test_a_label_map_has_one_channel(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scan\.nii\.gz: 4D, .*but a 3D label map is expected"):
+        read_label(save(tmp_path / "scan.nii.gz", noise((*SHAPE, 2))), classes=2)
 
 
 def test_an_empty_dimension_is_refused(tmp_path: Path) -> None:
@@ -161,7 +176,7 @@ def test_label_values_outside_the_classes(tmp_path: Path, dtype: Any) -> None:
 
 
 def test_a_label_on_another_grid(tmp_path: Path) -> None:
-    image = Volume(noise(), AFFINE)
+    image = Volume(noise()[None], AFFINE)
     moved, turned, near = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
     moved[0, 3] += 0.03
     turned[0, 1] += 0.003

@@ -16,12 +16,15 @@ from lampseg.training.plans import Size, Subject, hardware_of, in_slabs_if_asked
 from lampseg.units import parse_bytes
 
 
-def subject_of(config: Config, *, shape: Size | None = None, classes: int | None = None) -> Subject:
+def subject_of(
+    config: Config, *, shape: Size | None = None, classes: int | None = None, channels: int | None = None
+) -> Subject:
     """Reads what a plan depends on.
 
     Args:
         shape: of the largest volume in voxels on the network's grid; None reads it from the dataset's headers.
         classes: number of classes with the background; None reads it from the dataset.
+        channels: of the images; None reads it from the dataset, or means one if the others are given.
 
     Raises:
         UserError: the data can't be read, or the configuration does not fit them.
@@ -34,19 +37,20 @@ def subject_of(config: Config, *, shape: Size | None = None, classes: int | None
     if shape is None or classes is None:
         dataset = read_dataset(config.data.root, format=config.data.format)
         classes = classes or len(dataset.classes)
+        channels = channels or len(dataset.channels)
         training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
-        shape = shape or largest_shape((case.image for case in training), data=config.data)
-    count = classes
-    network = on_meta(lambda: build_network(config.network, in_channels=1, out_channels=count))
+        shape = shape or largest_shape((case.images for case in training), data=config.data)
+    count, inputs = classes, channels or 1
+    network = on_meta(lambda: build_network(config.network, in_channels=inputs, out_channels=count))
     if config.precision == "float64":
         network = network.double()
-    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
+    stride, window = network_sizes(network, in_channels=inputs, patches=patches_of(config))
     for index, stage in enumerate(config.curriculum):
         check_patch(stage, index=index, stride=stride, window=window, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
     hardware = hardware_of(config, devices)
     padded = tuple(stage.whole and (x, y, z) != tuple(shape) for stage in config.curriculum)
-    return Subject(config, network, classes, stride, (x, y, z), devices, hardware, padded)
+    return Subject(config, network, classes, stride, (x, y, z), devices, hardware, inputs, padded)
 
 
 def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:

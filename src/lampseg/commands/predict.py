@@ -130,7 +130,7 @@ def predict(
 def _work(run: Path, files: Sequence[Path], *, out: Path, options: PredictOptions, config: Config, task: Task) -> None:
     with membership(device="cuda" if torch.cuda.is_available() else "cpu", timeout=config.parallel.timeout) as world:
         model = load_model(run, options, config=config, task=task, world=world, like=files[0])
-        predictor = Predictor(model, config=config, stride=task.stride)
+        predictor = Predictor(model, config=config, channels=len(task.channels), stride=task.stride)
         written: list[Prediction] = []
         console = Console()
         for prediction in predictor.predict(files, out=out, window=options.sliding()):
@@ -174,13 +174,16 @@ def _check_images(files: Sequence[Path], *, options: PredictOptions, config: Con
 
 
 def _input_shape(file: Path, *, options: PredictOptions, config: Config, task: Task) -> tuple[int, ...]:
-    """What the network is given of an image at once, (1, 1, X, Y, Z)."""
-    shape = network_shape(file, data=config.data)
-    return padded_shape(shape, task.stride) if options.window is None else (1, 1, *options.window)
+    """What the network is given of an image at once, (1, C, X, Y, Z)."""
+    channels = len(task.channels)
+    shape = network_shape((file,), data=config.data)
+    if options.window is None:
+        return padded_shape(shape, task.stride, channels=channels)
+    return (1, channels, *options.window)
 
 
 def _network(config: Config, task: Task) -> nn.Module:
-    network = build_network(config.network, in_channels=1, out_channels=len(task.classes))
+    network = build_network(config.network, in_channels=len(task.channels), out_channels=len(task.classes))
     return network.double() if config.precision == "float64" else network
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Task:
     stride: tuple[int, int, int]
     window: tuple[int, int, int] | None = None
     """The only size that the network takes, if it takes no other."""
+    channels: tuple[str, ...] = ("image",)
+    """Of the images, in order."""
 
 
 def check_run_folder(run: Path, config: Config, *, resume: bool) -> None:
@@ -67,7 +69,7 @@ def begin_run(run: Path, config: Config, task: Task) -> None:
     Raises:
         UserError: the folder can't be written.
     """
-    write_text(run / "task.json", json.dumps({"classes": task.classes, "stride": task.stride, "window": task.window}))
+    write_text(run / "task.json", json.dumps(asdict(task)))
     write_text(run / "environment.json", json.dumps(environment(), indent=1))
     write_text(run / "config.yaml", dump_config(config))
 
@@ -78,7 +80,8 @@ def read_task(run: Path) -> Task:
         tree = json.loads((run / "task.json").read_text(encoding="utf-8"))
         x, y, z = (int(step) for step in tree["stride"])
         stride = (x, y, z)
-        return Task(tuple(str(name) for name in tree["classes"]), stride, stride if tree.get("window") else None)
+        classes, channels = (tuple(str(name) for name in tree[key]) for key in ("classes", "channels"))
+        return Task(classes, stride, stride if tree.get("window") else None, channels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{run}: not the folder of a run, its task.json cannot be read ({error}); give the folder that "

@@ -98,7 +98,7 @@ def _prepare(
             console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
     network = on_meta(job.build)
     plans = _plans(job, network, devices=devices, given=plan, margin=margin)
-    begin_run(run, config, Task(job.classes, job.stride, job.window))
+    begin_run(run, config, Task(job.classes, job.stride, job.window, job.dataset.channels))
     write_text(run / "plan.json", plans_to_json(plans))
     if console is not None:
         for number, made in enumerate(plans, start=1):
@@ -117,6 +117,7 @@ def _plans(job: Job, network: nn.Module, *, devices: Devices, given: Path | None
         largest_volume(job),
         devices=devices,
         hardware=hardware,
+        channels=job.channels,
         padded=padded_stages(job),
     )
     if given is not None:

@@ -17,10 +17,29 @@ class Case:
     """One scan and, if there is one, its label map."""
 
     id: str
-    image: Path
+    images: tuple[Path, ...]
+    """One file that holds all channels, or one file for each."""
     label: Path | None
     annotated: tuple[int, ...] | None
     """Class indices (from 1) that were drawn in this case; None: all of them."""
+    masks: tuple[tuple[int, Path], ...] = ()
+    """Class index and the file of its mask, where every organ has a file of its own instead of a label map."""
+
+    @property
+    def image(self) -> Path:
+        """The first channel's file, after which a prediction is called."""
+        return self.images[0]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is anything to learn from, or to evaluate against."""
+        return self.label is not None or bool(self.masks)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case."""
+        labels = () if self.label is None else (self.label,)
+        return (*self.images, *labels, *(path for _, path in self.masks))
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,8 @@ class Dataset:
     classes: tuple[str, ...]
     training: tuple[Case, ...]
     test: tuple[Case, ...]
+    channels: tuple[str, ...] = ("image",)
+    """Names of the images' channels, in order."""
 
 
 def read_dataset(root: Path, *, format: str = "auto") -> Dataset:
@@ -55,7 +76,7 @@ def read_dataset(root: Path, *, format: str = "auto") -> Dataset:
     if not training:
         raise UserError(f"{source}: `training` lists no case; list at least one {{image, label}}")
     for case in training:
-        if case.label is None:
+        if not case.labelled:
             raise UserError(f"{source}: training case {case.id} has no `label`; add it or move the case to `test`")
     twice = [case_id for case_id, count in Counter(c.id for c in training + test).items() if count > 1]
     if twice:
@@ -63,7 +84,7 @@ def read_dataset(root: Path, *, format: str = "auto") -> Dataset:
             f"{source}: {_few(twice)} listed more than once (cases are told apart by the image's file name, over "
             "`training` and `test` together); remove or rename the repeats"
         )
-    files = [p for case in training + test for p in (case.image, case.label) if p is not None]
+    files = [path for case in training + test for path in case.files]
     missing = [str(p) for p in files if not p.is_file()]
     if missing:
         raise UserError(f"{source}: {len(missing)} listed file(s) missing: {_few(missing)}; add or unlist them")
@@ -153,7 +174,7 @@ def _cases(source: Path, key: str, entries: Any, classes: tuple[str, ...]) -> tu
         if image.name.startswith("._"):
             continue
         annotated = _annotated(where, fields.get("not_annotated", []), classes)
-        cases.append(Case(file_id(image), image, None if label is None else source.parent / label, annotated))
+        cases.append(Case(file_id(image), (image,), None if label is None else source.parent / label, annotated))
     return tuple(cases)
 
 

@@ -39,18 +39,19 @@ def image_to_network(volume: Volume, *, data: DataConfig) -> tuple[npt.NDArray[n
     """RAS axis order, trilinear resampling to `data.spacing`, then the intensity window.
 
     Returns:
-        The image (X, Y, Z), in [0, 1] with a window, else of zero mean and unit deviation; and both grids.
+        The image (C, X, Y, Z), in [0, 1] with a window, else each channel of zero mean and unit deviation; and both
+        grids.
     """
     from monai.transforms import NormalizeIntensity, ScaleIntensityRange  # here: importing MONAI takes seconds
 
     image, affine = to_grid(volume.array, volume.affine, data, mode="bilinear")
     if data.window is None:
-        image = NormalizeIntensity()(image)
+        image = NormalizeIntensity(channel_wise=True)(image)
     else:
         low, high = data.window
         image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
-    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy()[0], dtype=np.float32)
-    return array, GridInfo(triple(volume.array.shape), volume.affine, triple(array.shape), affine)
+    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy(), dtype=np.float32)
+    return array, GridInfo(volume.shape, volume.affine, triple(array.shape[1:]), affine)
 
 
 def labels_to_grid(labels: npt.NDArray[Any], info: GridInfo) -> npt.NDArray[Any]:
@@ -100,12 +101,12 @@ def _grid_transforms(data: DataConfig, *, mode: str) -> list[Any]:
 
 
 def to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: str) -> tuple[Any, Affine]:
-    """(1, X, Y, Z) float32 MetaTensor in RAS order at `data.spacing`, and its affine."""
+    """An array (C, X, Y, Z) as a float32 MetaTensor in RAS order at `data.spacing`, and its affine."""
     import torch
     from monai.data import MetaTensor
 
-    grid_shape(array.shape, affine, data=data)  # refuses what would not fit in memory
-    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+    grid_shape(array.shape[1:], affine, data=data)  # refuses what would not fit in memory
+    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     tensor = MetaTensor(plain, affine=torch.from_numpy(affine))
     for transform in _grid_transforms(data, mode=mode):
         tensor = transform(tensor)

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lampseg.config import DataConfig
+from lampseg.data.case_files import read_image, read_truth
 from lampseg.data.dataset import Case
 from lampseg.data.grid import image_to_network, to_grid, triple
-from lampseg.data.volume import Volume, read_label, read_volume, remove_if_there
+from lampseg.data.volume import Volume, remove_if_there
 from lampseg.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it whenever the same files and options would give other cached arrays."""
 POINTS = 10_000
 """Voxel coordinates kept per class, from which the centres of positive patches are drawn."""
@@ -30,9 +31,10 @@ class PreparedCase:
 
     id: str
     image: Path
-    """.npy, float32 (X, Y, Z), intensities as the network reads them."""
+    """.npy, float32 (C, X, Y, Z), intensities as the network reads them."""
     label: Path | None
     """.npy, uint8 (X, Y, Z)."""
+    channels: int
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     annotated: tuple[int, ...]
@@ -85,18 +87,18 @@ def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / f"{case.id}.json"
     record.unlink(missing_ok=True)  # from here until the end the case counts as not prepared
-    volume = read_volume(case.image)
+    volume = read_image(case.images)
     image, info = image_to_network(volume, data=data)
     _write(folder / f"{case.id}.image.npy", lambda file: np.save(file, image))
     voxels = (0,) * classes
-    if case.label is not None:
+    if case.labelled:
         label = _label_to_network(case, volume, classes, data)
         assert label.shape == info.shape
         voxels = tuple(int(count) for count in np.bincount(label.ravel(), minlength=classes))
         points = _points(label, case.id, classes)
         _write(folder / f"{case.id}.label.npy", lambda file: np.save(file, label))
         _write(folder / f"{case.id}.points.npz", lambda file: np.savez(file, allow_pickle=False, **points))
-    facts = {"key": key, "shape": info.shape, "spacing": info.spacing, "voxels": voxels}
+    facts = {"key": key, "channels": len(image), "shape": info.shape, "spacing": info.spacing, "voxels": voxels}
     _write(record, lambda file: file.write(json.dumps(facts).encode()))
     found = _cached(folder, case.id, key)
     assert found is not None
@@ -104,16 +106,15 @@ def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key:
 
 
 def _label_to_network(case: Case, volume: Volume, classes: int, data: DataConfig) -> npt.NDArray[np.uint8]:
-    assert case.label is not None
-    label = read_label(case.label, classes=classes, like=volume)
+    label = read_truth(case, classes=classes, like=volume)
     if case.annotated is not None:
         drawn = set(np.unique(label).tolist()) - {0, *case.annotated}
         if drawn:
             raise UserError(
-                f"{case.label}: holds voxels of class {', '.join(map(str, sorted(drawn)))}, which dataset.json lists "
-                f"as `not_annotated` for {case.id}; remove the entry or the voxels"
+                f"{case.label or case.id}: holds voxels of class {', '.join(map(str, sorted(drawn)))}, which "
+                f"dataset.json lists as `not_annotated` for {case.id}; remove the entry or the voxels"
             )
-    on_grid, _ = to_grid(label, volume.affine, data, mode="nearest")
+    on_grid, _ = to_grid(label[None], volume.affine, data, mode="nearest")
     out: npt.NDArray[np.uint8] = on_grid.numpy()[0].round().astype(np.uint8)
     return out
 
@@ -141,8 +142,8 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
 
     return {
         "version": FORMAT_VERSION,
-        "image": stamp(case.image),
-        "label": None if case.label is None else stamp(case.label),
+        "files": [stamp(path) for path in case.files],
+        "labelled": case.labelled,
         "annotated": list(_annotated(case, classes)),
         "classes": classes,
         "spacing": None if data.spacing is None else list(data.spacing),
@@ -151,7 +152,7 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
 
 
 def _annotated(case: Case, classes: int) -> tuple[int, ...]:
-    if case.label is None:
+    if not case.labelled:
         return ()
     return tuple(range(1, classes)) if case.annotated is None else case.annotated
 
@@ -164,11 +165,11 @@ def _cached(folder: Path, case_id: str, key: dict[str, Any]) -> PreparedCase | N
     if not isinstance(facts, dict) or facts.get("key") != key:
         return None
     image = folder / f"{case_id}.image.npy"
-    label = None if key["label"] is None else folder / f"{case_id}.label.npy"
-    points = None if key["label"] is None else folder / f"{case_id}.points.npz"
+    label = None if not key["labelled"] else folder / f"{case_id}.label.npy"
+    points = None if not key["labelled"] else folder / f"{case_id}.points.npz"
     # A crash of the machine may leave files that were renamed before their content reached the disk.
     voxels = math.prod(facts["shape"])
-    least = ((image, 4 * voxels), (label, voxels), (points, 1))
+    least = ((image, 4 * voxels * facts["channels"]), (label, voxels), (points, 1))
     if not all(path is None or (path.is_file() and path.stat().st_size >= size) for path, size in least):
         return None
     x, y, z = facts["spacing"]
@@ -176,6 +177,7 @@ def _cached(folder: Path, case_id: str, key: dict[str, Any]) -> PreparedCase | N
         case_id,
         image,
         label,
+        int(facts["channels"]),
         triple(facts["shape"]),
         (x, y, z),
         tuple(key["annotated"]),

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from lampseg.data.grid import triple
 from lampseg.data.preprocess import PreparedCase
 from lampseg.errors import UserError
 
@@ -74,6 +75,11 @@ class Sampler:
             self._check_patch(patch)
 
     @property
+    def channels(self) -> int:
+        """Of every image."""
+        return self.cases[0].channels
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps until every case was visited: ceil(cases / batch)."""
         return -(-len(self.cases) // self.batch)
@@ -87,8 +93,8 @@ class Sampler:
         return tuple(self._draw(case, self._rng(_PATCH, step, position)) for case, position in zip(picked, positions))
 
     def image(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """Intensities, (1, X, Y, Z); padding is 0, the window's lower end (or the mean, without a window)."""
-        cut: npt.NDArray[np.float32] = _cut(self.cases[draw.case].image, draw, np.float32)[None]
+        """Intensities, (C, X, Y, Z); padding is 0, the window's lower end (or the mean, without a window)."""
+        cut: npt.NDArray[np.float32] = _cut(self.cases[draw.case].image, draw, np.float32)
         return cut
 
     def label(self, draw: Draw) -> npt.NDArray[np.int64]:
@@ -179,9 +185,9 @@ def _overlap(draw: Draw, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice,
 
 def _cut(path: Path, draw: Draw, dtype: type[np.generic]) -> npt.NDArray[Any]:
     stored = np.load(path, mmap_mode="r")  # only the pages of the box are read
-    volume, box = _overlap(draw, stored.shape)
-    out = np.zeros(draw.size, dtype)
-    out[box] = stored[volume]
+    (x, y, z), (a, b, c) = _overlap(draw, triple(stored.shape[-3:]))
+    out = np.zeros((*stored.shape[:-3], *draw.size), dtype)
+    out[..., a, b, c] = stored[..., x, y, z]
     return out
 
 

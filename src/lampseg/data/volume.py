@@ -30,12 +30,18 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A scan: `array` float32 (X, Y, Z), `affine` 4x4 from voxel indices to mm (RAS+), `header` as in the file."""
+    """A scan: `array` float32 (C, X, Y, Z), `affine` 4x4 from voxel indices to mm (RAS+), `header` as in the file."""
 
     array: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
     header: Any = None
     """nibabel's header, kept so that a prediction states its geometry (qform, sform, units) as the scan does."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis of space."""
+        _, x, y, z = self.array.shape
+        return (x, y, z)
 
     @property
     def spacing(self) -> npt.NDArray[np.float64]:
@@ -58,10 +64,10 @@ def file_id(path: Path) -> str:
 
 
 def read_volume(path: Path) -> Volume:
-    """Reads a 3D scan; a trailing fourth dimension of length 1 is dropped.
+    """Reads a scan of one channel, or of several along the file's fourth dimension.
 
     Raises:
-        UserError: the file is missing, no NIfTI file, damaged or cut short, not 3D, empty, has an affine that
+        UserError: the file is missing, no NIfTI file, damaged or cut short, not 3D or 4D, empty, has an affine that
             cannot be inverted, or holds NaN or infinite voxels.
     """
     path = Path(path)
@@ -69,7 +75,8 @@ def read_volume(path: Path) -> Volume:
     def scaled(image: Any) -> Array:
         return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
 
-    array, affine, header = _read(path, scaled)
+    array, affine, header = _read(path, scaled, _shape_4d)
+    array = np.ascontiguousarray(np.moveaxis(array, -1, 0))
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise UserError(
@@ -79,15 +86,16 @@ def read_volume(path: Path) -> Volume:
     return Volume(array, affine, header)
 
 
-def read_geometry(path: Path) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
-    """Shape and affine of a 3D scan from its header alone.
+def read_geometry(path: Path) -> tuple[tuple[int, int, int, int], npt.NDArray[np.float64]]:
+    """Shape (C, X, Y, Z) and affine of a scan from its header alone.
 
     Raises:
         UserError: as `read_volume`, but for faults of the voxels.
     """
     path = Path(path)
     with _opened(path) as (image, _):
-        return _shape_3d(path, image.shape), _affine_of(path, image)
+        x, y, z, channels = _shape_4d(path, image.shape)
+        return (channels, x, y, z), _affine_of(path, image)
 
 
 def read_label(path: Path, *, classes: int, like: Volume | None = None) -> npt.NDArray[np.uint8]:
@@ -100,7 +108,7 @@ def read_label(path: Path, *, classes: int, like: Volume | None = None) -> npt.N
     """
     path = Path(path)
     assert 2 <= classes <= 256, "dataset.py admits 1 to 255 organs"
-    array, affine, _ = _read(path, lambda image: np.asarray(image.dataobj))
+    array, affine, _ = _read(path, lambda image: np.asarray(image.dataobj), _shape_3d)
     whole = np.rint(array) if array.dtype.kind == "f" else array
     # A scaled integer file gives values such as 2.0000002; NaN fails this comparison and is reported, too.
     bad = array[~(np.abs(array - whole) <= 1e-3)] if array.dtype.kind == "f" else array[:0]
@@ -116,7 +124,7 @@ def read_label(path: Path, *, classes: int, like: Volume | None = None) -> npt.N
             f"{classes - 1}; add the missing classes to `labels` or remap the file"
         )
     if like is not None:
-        _check_same_grid(path, array.shape, affine, like)
+        check_same_grid(path, array.shape, affine, like)
     labels: npt.NDArray[np.uint8] = whole.astype(np.uint8)
     return labels
 
@@ -175,15 +183,17 @@ def remove_if_there(path: Path) -> None:
         return
 
 
-def _read(path: Path, load: Callable[[Any], Read]) -> tuple[Any, npt.NDArray[np.float64], Any]:
-    """Array (squeezed to 3D), affine and header; the gzip stream is read to its end, where its checksum stands."""
+def _read(
+    path: Path, load: Callable[[Any], Read], shaped: Callable[[Path, tuple[int, ...]], tuple[int, ...]]
+) -> tuple[Any, npt.NDArray[np.float64], Any]:
+    """Array, affine and header; the gzip stream is read to its end, where its checksum stands."""
     with _opened(path) as (image, stream):
         if image.dataobj.dtype.kind not in "iuf":
             raise UserError(
                 f"{path}: voxels are {image.dataobj.dtype} (colour or complex), expected plain numbers; "
                 "convert the file to one grey value a voxel"
             )
-        shape = _shape_3d(path, image.shape)
+        shape = shaped(path, image.shape)
         array = np.reshape(load(image), shape)  # type: ignore[call-overload]
         while stream.read(1 << 20):
             pass
@@ -221,16 +231,33 @@ def _nifti_class(path: Path, stream: BinaryIO | gzip.GzipFile) -> Any:
 
 
 def _shape_3d(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Trailing dimensions of length 1 are dropped."""
+    x, y, z, *rest = _with_voxels(path, shape)
+    if rest:
+        raise UserError(f"{path}: {len(shape)}D, shape {_by(shape)}, but a 3D label map is expected; keep one channel")
+    return (x, y, z)
+
+
+def _shape_4d(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """(X, Y, Z, C) of an image; trailing dimensions of length 1 are dropped."""
+    x, y, z, *rest = _with_voxels(path, shape)
+    if len(rest) > 1:
+        raise UserError(
+            f"{path}: {len(shape)}D, shape {_by(shape)}, but a 3D volume, or a 4D one of several channels, is "
+            "expected; keep one time point"
+        )
+    return (x, y, z, *rest) if rest else (x, y, z, 1)  # type: ignore[return-value]
+
+
+def _with_voxels(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     squeezed = shape
     while len(squeezed) > 3 and squeezed[-1] == 1:
         squeezed = squeezed[:-1]
-    if len(squeezed) != 3:
-        raise UserError(
-            f"{path}: {len(shape)}D, shape {_by(shape)}, but a 3D volume is expected; keep one channel or time point"
-        )
+    if len(squeezed) < 3:
+        raise UserError(f"{path}: {len(shape)}D, shape {_by(shape)}, but a 3D volume is expected; export it as one")
     if 0 in squeezed:
         raise UserError(f"{path}: shape {_by(shape)} holds no voxels; export the file again or leave it out")
-    return (squeezed[0], squeezed[1], squeezed[2])
+    return squeezed
 
 
 def _affine_of(path: Path, image: Any) -> npt.NDArray[np.float64]:
@@ -246,11 +273,14 @@ def _affine_of(path: Path, image: Any) -> npt.NDArray[np.float64]:
     )
 
 
-def _check_same_grid(path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64], like: Volume) -> None:
-    if shape != like.array.shape:
+def check_same_grid(
+    path: Path, shape: tuple[int, ...], affine: npt.NDArray[np.float64], like: Volume, *, kind: str = "label map"
+) -> None:
+    """Raises UserError unless a file lies on a scan's grid: same shape, axes and origin equal to a tolerance."""
+    if shape != like.shape:
         raise UserError(
-            f"{path}: label map of shape {_by(shape)}, but its image has {_by(like.array.shape)}; resample the label "
-            "map onto the image's grid (nearest neighbour)"
+            f"{path}: {kind} of shape {_by(shape)}, but its image has {_by(like.shape)}; resample the "
+            f"{kind} onto the image's grid"
         )
     tolerance = np.append(_AXES_TOLERANCE * like.spacing, _ORIGIN_TOLERANCE * like.spacing.max())
     if (np.abs(affine - like.affine)[:3] > tolerance).any():

@@ -10,19 +10,26 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from lampseg.data.dataset import Dataset, read_dataset
-from lampseg.data.volume import file_id, read_volume, spacing_of
+from lampseg.data.case_files import read_image, read_truth
+from lampseg.data.dataset import Case, Dataset, read_dataset
+from lampseg.data.volume import Volume, file_id, read_volume, spacing_of
 from lampseg.errors import UserError
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """A case to show: NIfTI files of one grid. Without a truth or a prediction, what is there is shown."""
+    """A case to show: files of one grid. Without a truth or a prediction, what is there is shown."""
 
     name: str
     image: Path
     truth: Path | None = None
     prediction: Path | None = None
+    listed: Case | None = None
+    """The case of a dataset that `image` belongs to: its truth may be spread over several files."""
+
+    @property
+    def has_truth(self) -> bool:
+        return self.truth is not None or (self.listed is not None and self.listed.labelled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,36 +53,37 @@ class CaseArrays:
 def read_case(files: CaseFiles) -> CaseArrays:
     """Reads a case of any orientation: axes are permuted and flipped, nothing is resampled.
 
+    Of an image of several channels the first is shown.
+
     Raises:
         UserError: a file cannot be read, has another shape than the image, or a label map holds no class indices.
     """
-    image, affine = _canonical(files.image)
-    return CaseArrays(
-        files.name,
-        image.astype(np.float32),
-        None if files.truth is None else _labels(files.truth, like=image, source=files.image),
-        None if files.prediction is None else _labels(files.prediction, like=image, source=files.image),
-        affine,
-    )
+    # The one place where the report reads voxels: the last three axes of a volume's array are those of space.
+    volume = read_volume(files.image) if files.listed is None else read_image(files.listed.images)
+    image, affine = _canonical(volume.array[0], volume.affine)
+    truth = None
+    if files.truth is not None:
+        truth = _labels(files.truth, like=volume, source=files.image)
+    elif files.listed is not None and files.listed.labelled:
+        truth = _canonical(read_truth(files.listed, classes=256, like=volume), volume.affine)[0]
+    prediction = None if files.prediction is None else _labels(files.prediction, like=volume, source=files.image)
+    return CaseArrays(files.name, image, truth, prediction, affine)
 
 
-def _canonical(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The one place where the report reads voxels: the last three axes of the array are those of space."""
-    volume = read_volume(path)
-    array = volume.array if volume.array.ndim == 3 else volume.array[0]
-    turned = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, volume.affine))
+def _canonical(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    turned = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
     return np.asarray(turned.dataobj), np.asarray(turned.affine, dtype=np.float64)
 
 
-def _labels(path: Path, *, like: NDArray[Any], source: Path) -> NDArray[np.uint8]:
-    array, _ = _canonical(path)
+def _labels(path: Path, *, like: Volume, source: Path) -> NDArray[np.uint8]:
+    volume = read_volume(path)
+    array = volume.array[0]
     if array.shape != like.shape:
         raise UserError(f"{path}: shape {array.shape}, but {source} has {like.shape}; give files of one grid")
     values = np.rint(array)
     if (np.abs(array - values) > 1e-3).any() or values.min() < 0 or values.max() > 255:
         raise UserError(f"{path}: holds values that are not classes from 0 to 255; give a label map")
-    labels: NDArray[np.uint8] = values.astype(np.uint8)
-    return labels
+    return _canonical(values.astype(np.uint8), volume.affine)[0]
 
 
 def find_cases(predictions: Path, labels: Path | None, *, images: Path | None = None) -> tuple[CaseFiles, ...]:
@@ -93,16 +101,19 @@ def find_cases(predictions: Path, labels: Path | None, *, images: Path | None = 
     predicted = _nifti(Path(predictions))
     if not predicted:
         raise UserError(f"{predictions}: no predictions (*.nii.gz) in this folder; run `lampseg predict` first")
-    image_of, truth_of = _known(Path(labels)) if labels is not None else ({}, {})
-    image_of = {**_recorded(Path(predictions)), **image_of}
-    if images is not None:
-        image_of = _nifti(Path(images))
+    listed, truth_of = _known(Path(labels)) if labels is not None else ({}, {})
+    image_of = _recorded(Path(predictions)) if images is None else _nifti(Path(images))
     found = []
     for name, prediction in predicted.items():
+        if images is None and name in listed:
+            case = listed[name]
+            found.append(CaseFiles(name, case.image, truth_of.get(name) or case.label, prediction, case))
+            continue
         # nnU-Net's images end in the number of their channel.
         image = image_of.get(name) or image_of.get(f"{name}_0000")
         if image is not None and image.is_file():
-            found.append(CaseFiles(name, image, truth_of.get(name), prediction))
+            truth = truth_of.get(name) or (listed[name].label if name in listed else None)
+            found.append(CaseFiles(name, image, truth, prediction))
     if not found:
         where = images or labels or predictions
         raise UserError(
@@ -129,19 +140,15 @@ def _dataset(labels: Path) -> Dataset | None:
     return None
 
 
-def _known(labels: Path) -> tuple[Mapping[str, Path], Mapping[str, Path]]:
-    """Images and truths by name: those of the dataset, and the files of the folder itself."""
+def _known(labels: Path) -> tuple[Mapping[str, Case], Mapping[str, Path]]:
+    """The cases of the dataset by the names of their image and of their label, and the label maps of the folder."""
     dataset = _dataset(labels)
-    image_of: dict[str, Path] = {}
-    truth_of = _nifti(labels)
+    listed: dict[str, Case] = {}
     for case in () if dataset is None else (*dataset.training, *dataset.test):
-        image_of[case.id] = case.image
+        listed[case.id] = case
         if case.label is not None:
-            image_of[file_id(case.label)] = case.image
-            truth_of[case.id] = truth_of[file_id(case.label)] = case.label
-        elif file_id(case.image) in truth_of:
-            image_of[file_id(case.image)] = case.image
-    return image_of, truth_of
+            listed.setdefault(file_id(case.label), case)
+    return listed, _nifti(labels)
 
 
 def _recorded(predictions: Path) -> dict[str, Path]:

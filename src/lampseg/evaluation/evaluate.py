@@ -132,9 +132,9 @@ def _case(prediction: Path, truth: _Truth, *, classes: int, named: bool) -> tupl
 
 
 def _check_grid(prediction: Path, predicted: Volume, label: Path, true: Volume) -> None:
-    if predicted.array.shape != true.array.shape:
+    if predicted.shape != true.shape:
         raise UserError(
-            f"{prediction}: shape {predicted.array.shape}, but its label {label} has {true.array.shape}; predict on "
+            f"{prediction}: shape {predicted.shape}, but its label {label} has {true.shape}; predict on "
             "the image that was labelled"
         )
     tolerance = np.append(_AXES_TOLERANCE * true.spacing, _ORIGIN_TOLERANCE * true.spacing.max())
@@ -146,15 +146,17 @@ def _check_grid(prediction: Path, predicted: Volume, label: Path, true: Volume) 
 
 
 def _label_map(path: Path, volume: Volume, *, classes: int, source: str) -> NDArray[np.uint8]:
-    values = np.rint(volume.array)
-    bad = (np.abs(volume.array - values) > 1e-3) | (values < 0) | (values >= classes)
+    array = volume.array[0]
+    values = np.rint(array)
+    bad = (np.abs(array - values) > 1e-3) | (values < 0) | (values >= classes)
     if bad.any():
-        few = _few([f"{value:g}" for value in np.unique(volume.array[bad])])
+        few = _few([f"{value:g}" for value in np.unique(array[bad])])
         raise UserError(
             f"{path}: {int(bad.sum())} voxels hold {few}, but {source} the classes 0 to {classes - 1}; give label "
             "maps of these classes, and a dataset.json beside the label folder that names all of them"
         )
-    return values.astype(np.uint8)
+    labels: NDArray[np.uint8] = values.astype(np.uint8)
+    return labels
 
 
 def _unpredicted(truths: Mapping[str, _Truth], paired: Mapping[str, _Truth]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def worst_section(
     worst = scores.worst(count)
     if not worst:
         return Section("Worst results", [])
-    files = {case.name: case for case in cases if case.truth is not None and case.prediction is not None}
+    files = {case.name: case for case in cases if case.has_truth and case.prediction is not None}
     others = [metric for metric in scores.metrics if metric.key != "dice"]
     rows = [
         [f"{case}: {organ}", dice_text(dice), *_others(scores, others, case=case, organ=organ)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lampseg.config import Config
-from lampseg.data import GridInfo, image_to_network, labels_to_grid, read_volume, write_labels
+from lampseg.data import GridInfo, image_to_network, labels_to_grid, read_image, write_labels
 from lampseg.errors import UserError
 from lampseg.inference.segment import SlidingWindow, sliding_labels
 from lampseg.parallel.model import ParallelModel
@@ -44,12 +44,13 @@ class Predictor:
 
     Args:
         model: the network, split; it is set to eval mode.
+        channels: of the images.
         config: of the run that trained it.
         stride: the network's total stride, to multiples of which volumes are padded.
     """
 
-    def __init__(self, model: ParallelModel, *, config: Config, stride: tuple[int, int, int]) -> None:
-        self.model, self.config, self.stride = model, config, stride
+    def __init__(self, model: ParallelModel, *, config: Config, channels: int, stride: tuple[int, int, int]) -> None:
+        self.model, self.config, self.channels, self.stride = model, config, channels, stride
         self._dtype = torch.float64 if config.precision == "float64" else torch.float32
         model.network.eval()
 
@@ -88,7 +89,7 @@ class Predictor:
         if mesh.device == 0:
             try:
                 for n, path in enumerate(mine):
-                    volume = read_volume(path)
+                    volume = read_image((path,))
                     arrays[n], info = image_to_network(volume, data=self.config.data)
                     read.append((info, volume.header))
             except UserError as error:
@@ -101,7 +102,7 @@ class Predictor:
         return [_Loaded(path, array, *grid) for path, array, grid in zip(mine, arrays, known, strict=True)]
 
     def _whole(self, loaded: Sequence[_Loaded]) -> Iterator[np.ndarray | None]:
-        shapes = [padded_shape(item.info.shape, self.stride) for item in loaded]
+        shapes = [padded_shape(item.info.shape, self.stride, channels=self.channels) for item in loaded]
         found = self.model.runner.labels(
             shapes, load=lambda m: self._part(loaded[m], shapes[m]), logits=lambda output: logits_of(output)[0]
         )
@@ -114,7 +115,7 @@ class Predictor:
                 f"window: {list(window.size)} is not a multiple of the network's total stride {list(self.stride)}"
             )
         for item in loaded:
-            shape = padded_shape(item.info.shape, self.stride)
+            shape = padded_shape(item.info.shape, self.stride, channels=self.channels)
             with torch.no_grad():
                 labels = sliding_labels(self.model, self._padded(item, shape), window)
             yield None if labels is None else self._labels(labels, item)

@@ -27,7 +27,7 @@ class SlidingWindow:
 
 
 def sliding_labels(model: ParallelModel, x: Tensor, window: SlidingWindow) -> Tensor | None:
-    """Class indices (X, Y, Z) of a padded volume x (1, 1, X, Y, Z), where the output is; elsewhere None.
+    """Class indices (X, Y, Z) of a padded volume x (1, C, X, Y, Z), where the output is; elsewhere None.
 
     Every rank of a replica walks over the same windows: the first gives their voxels, the one with the output blends
     their logits.
@@ -37,7 +37,7 @@ def sliding_labels(model: ParallelModel, x: Tensor, window: SlidingWindow) -> Te
         shapes = [(1, *windows.shape[1:])] * len(windows)
         outputs = list(model.runner.predict(shapes, load=lambda m: windows[m : m + 1]))
         if not model.yields_output:
-            return windows.new_zeros(windows.shape)  # one channel is enough to walk on
+            return windows.new_zeros((len(windows), 1, *windows.shape[2:]))  # one channel is enough to walk on
         return torch.cat([logits_of(output)[0].float() for output in outputs])
 
     inferer = SlidingWindowInferer(

@@ -30,8 +30,8 @@ class MicroBatch:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole input, (N, 1, X, Y, Z)."""
-        return (len(self.draws), 1, *self.draws[0].size)
+        """Of the whole input, (N, C, X, Y, Z)."""
+        return (len(self.draws), self.sampler.channels, *self.draws[0].size)
 
     @property
     def parts(self) -> list[Draw]:
@@ -42,7 +42,7 @@ class MicroBatch:
         return [draw.part(region) for draw in self.draws]
 
     def image(self) -> Tensor:
-        """My part of (N, 1, X, Y, Z)."""
+        """My part of (N, C, X, Y, Z)."""
         array = np.stack([self.sampler.image(draw) for draw in self.parts])
         return torch.from_numpy(array).to(self.device, self.dtype)
 

@@ -2,6 +2,7 @@
 
     checkpoints/step-00000100/   network.safetensors, optimizer.safetensors, state.json: to continue from
     checkpoints/stage-1.safetensors   the weights at the end of the first curriculum stage
+    checkpoints/stage-1-best.safetensors   the weights of the best validation within the first curriculum stage
     checkpoints/best.safetensors      the weights of the best validation
 
 A network file loads into the bare network: `network.load_state_dict(safetensors.torch.load_file(path))`.

@@ -34,6 +34,11 @@ class Job:
     def classes(self) -> tuple[str, ...]:
         return self.dataset.classes
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.dataset.channels)
+
     def sampler(self, stage: int) -> Sampler:
         """Draws the mini-batches of a curriculum stage."""
         settings = self.config.curriculum[stage]
@@ -60,7 +65,7 @@ class Job:
         """The network with its initial weights: the same on every process and for every number of them."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            network = build_network(self.config.network, in_channels=1, out_channels=len(self.classes))
+            network = build_network(self.config.network, in_channels=self.channels, out_channels=len(self.classes))
         return network.double() if self.config.precision == "float64" else network
 
 
@@ -100,8 +105,8 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
             f"({', '.join(dataset.classes[1:])}); check the label files, lower data.validation, or choose a finer "
             "data.spacing"
         )
-    network = build_network(config.network, in_channels=1, out_channels=len(dataset.classes))
-    stride, window = network_sizes(network, in_channels=1, patches=patches_of(config))
+    network = build_network(config.network, in_channels=len(dataset.channels), out_channels=len(dataset.classes))
+    stride, window = network_sizes(network, in_channels=len(dataset.channels), patches=patches_of(config))
     job = Job(
         config=config,
         dataset=dataset,

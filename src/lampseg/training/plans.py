@@ -42,6 +42,8 @@ class Subject:
     """Per axis the size of the largest training volume, padded to the stride: what `patch: whole` is planned for."""
     devices: Devices
     hardware: Hardware
+    channels: int = 1
+    """Of the images."""
     padded: tuple[bool, ...] = ()
     """For each curriculum stage, whether what it trains on has padding, which the loss masks; empty: none has."""
 
@@ -58,6 +60,7 @@ class Subject:
             network=self.network,
             name=config.network.name,
             size=settings.size or self.volume,
+            channels=self.channels,
             batch=settings.batch,
             hardware=self.hardware,
             devices=self.devices.count,
@@ -271,7 +274,7 @@ def _try_smallest(subject: Subject, index: int, smallest: Size | None) -> None:
         with _named(stage, index, size=smallest):
             record_for(
                 subject.network,
-                shape=(1, 1, *smallest),
+                shape=(1, subject.channels, *smallest),
                 precision=subject.config.precision,
                 device=subject.hardware.kind,
             )

@@ -38,6 +38,7 @@ from lampseg.training.journal import Journal
 from lampseg.training.loss import HybridLoss, mini_batch_loss
 from lampseg.training.memory import PeakMemory, TensorPeak
 from lampseg.training.out_of_memory import shortage_noticed
+from lampseg.training.selection import Selection
 from lampseg.training.supervision import supervised_loss
 from lampseg.training.validation import validate
 
@@ -58,7 +59,7 @@ class Trainer:
         self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
         self.step = 0
         self._checked: set[tuple[int, ...]] = set()
-        self.best: dict[str, Any] = {"step": None, "validation": None}
+        self.selection = Selection()
         network = job.build()
         saved = self._read_checkpoint(network) if resume else None
         stage = self._stage_after(self.step)[0]
@@ -92,7 +93,7 @@ class Trainer:
         """Refuses to start where slabs are not what the whole volume is; once for each grid."""
         runner = self.model.runner
         if isinstance(runner, SlabRunner) and runner.choices.slabs not in self._checked:
-            check_slabs(self.model.network, runner.spatial, channels=1, stride=self.job.stride)
+            check_slabs(self.model.network, runner.spatial, channels=self.job.channels, stride=self.job.stride)
             self._checked.add(runner.choices.slabs)
 
     def _loop(self, journal: Journal | None) -> None:
@@ -214,6 +215,7 @@ class Trainer:
             yield from (value for value in numbers.values() if isinstance(value, Tensor))
 
     def _validate(self, stage: int, epoch: int, journal: Journal | None) -> None:
+        patch = self.config.curriculum[stage].size if self.config.validation.window == "patch" else None
         if not self.job.validation:
             score: float | None = None
         else:
@@ -222,7 +224,7 @@ class Trainer:
                 self.job.validation,
                 classes=self.job.classes,
                 stride=self.job.stride,
-                window=self.job.window,
+                window=self.job.window or patch,
                 dtype=self.dtype,
             )
             score = evaluation.average
@@ -237,19 +239,28 @@ class Trainer:
                         "seconds": seconds,
                     }
                 )
-        # Without a validation split, or a class to score, the last model is the one.
-        if score is None or self.best["validation"] is None or score > self.best["validation"]:
-            self.best = {"step": self.step, "validation": score}
+        names = list(self.selection.offer(step=self.step, stage=stage, score=score))
+        if self.config.validation.keep:
+            names.append(f"validated/step-{self.step:08d}")
+        if names:
             weights = self._gather_weights()
             if self.world.first:
-                save_weights(self.checkpoints / "best.safetensors", weights, metadata={"step": str(self.step)})
-                write_text(self.run_folder / "best.json", json.dumps(self.best))
+                for name in names:
+                    path = self.checkpoints / f"{name}.safetensors"
+                    save_weights(path, weights, metadata={"step": str(self.step), "stage": str(stage + 1)})
+                write_text(self.run_folder / "best.json", json.dumps(self.selection.to_json()))
 
     def _save(self, stage: int, *, ended: bool) -> None:
         weights, numbers = self._gather_weights(), self._gather_optimizer()
         if not self.world.first:
             return
-        save_checkpoint(self.checkpoints, step=self.step, network=weights, optimizer=numbers, state={"best": self.best})
+        save_checkpoint(
+            self.checkpoints,
+            step=self.step,
+            network=weights,
+            optimizer=numbers,
+            state={"best": self.selection.to_json()},
+        )
         if ended:
             path = self.checkpoints / f"stage-{stage + 1}.safetensors"
             save_weights(path, weights, metadata={"step": str(self.step)})
@@ -288,7 +299,7 @@ class Trainer:
         if fault is not None:
             raise UserError(fault)
         if state is not None:
-            self.step, self.best = int(state["step"]), state["best"]
+            self.step, self.selection = int(state["step"]), Selection.from_json(state["best"])
         return weights, numbers
 
     def _new_optimizer(self, stage: int) -> torch.optim.Optimizer:

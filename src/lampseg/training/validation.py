@@ -14,9 +14,9 @@ from lampseg.parallel.model import ParallelModel
 from lampseg.training.supervision import logits_of
 
 
-def padded_shape(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """(1, 1, X, Y, Z) of a volume padded at its ends to multiples of the network's stride."""
-    return (1, 1, *(-(-size // step) * step for size, step in zip(shape, stride)))
+def padded_shape(shape: Sequence[int], stride: Sequence[int], *, channels: int) -> tuple[int, ...]:
+    """(1, C, X, Y, Z) of a volume padded at its ends to multiples of the network's stride."""
+    return (1, channels, *(-(-size // step) * step for size, step in zip(shape, stride)))
 
 
 def pad_volume(
@@ -27,12 +27,12 @@ def pad_volume(
     dtype: torch.dtype,
     region: tuple[slice, ...] | None = None,
 ) -> Tensor:
-    """The volume (X, Y, Z) in the corner of zeros of `shape` (1, 1, X', Y', Z'); or a region of that."""
+    """The volume (C, X, Y, Z) in the corner of zeros of `shape` (1, C, X', Y', Z'); or a region of that."""
     region = region or tuple(slice(0, size) for size in shape[2:])
     x = torch.zeros((*shape[:2], *(part.stop - part.start for part in region)), dtype=dtype, device=device)
-    inside = volume[region]  # only these pages are read
-    a, b, c = inside.shape
-    x[0, 0, :a, :b, :c] = torch.from_numpy(np.array(inside)).to(device, dtype)
+    inside = volume[:, *region]  # only these pages are read
+    _, a, b, c = inside.shape
+    x[0, :, :a, :b, :c] = torch.from_numpy(np.array(inside)).to(device, dtype)
     return x
 
 
@@ -54,7 +54,7 @@ def validate(
     begun = time.perf_counter()
     order = [case.id for case in cases]
     cases = [cases[index] for index in model.mesh.spread(len(cases))]
-    shapes = [padded_shape(case.shape, stride) for case in cases]
+    shapes = [padded_shape(case.shape, stride, channels=case.channels) for case in cases]
 
     def load(index: int) -> Tensor:
         volume = np.load(cases[index].image, mmap_mode="r")

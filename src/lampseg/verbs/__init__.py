@@ -8,8 +8,9 @@ from lampseg.verbs.evaluate import Evaluate
 from lampseg.verbs.plan import Plan
 from lampseg.verbs.predict import Predict
 from lampseg.verbs.report import Report
+from lampseg.verbs.reproduce import Reproduce
 from lampseg.verbs.train import Train
 
-Verb = Plan | Train | Predict | Evaluate | Report | Calibrate | Benchmark | DemoData | Demo
+Verb = Plan | Train | Predict | Evaluate | Report | Reproduce | Calibrate | Benchmark | DemoData | Demo
 
 __all__ = ["Verb"]

@@ -30,6 +30,8 @@ class Plan:
     """Largest volume in voxels, to plan without data."""
     classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of classes with the background, to plan without data."""
+    channels: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Number of image channels, to plan without data; without it 1."""
     largest_patch: bool = False
     """Instead: the largest patch that fits the devices, with the last curriculum stage's batch."""
     fewest_devices: Annotated[str | None, tyro.conf.arg(metavar="MEMORY")] = None
@@ -48,7 +50,7 @@ class Plan:
         config = load_config(self.config, overrides=with_devices(overrides, self.devices))
         errors = Console(stderr=True)
         with errors.status("planning"):
-            subject = subject_of(config, shape=self.shape, classes=self.classes)
+            subject = subject_of(config, shape=self.shape, classes=self.classes, channels=self.channels)
             plans: tuple[PlanValue, ...]
             if self.largest_patch:
                 size, made = plan_largest_patch(subject)
