@@ -107,6 +107,20 @@ def test_a_large_case_is_shown_with_fewer_voxels_at_the_same_place(case: CaseArr
     assert image.get_fdata().mean() == pytest.approx(case.image.mean(), abs=1.0)
 
 
+def test_fewer_voxels_lie_in_the_middle_of_those_they_stand_for() -> None:
+    """An image that holds its own place along x, in mm, still does on the coarser grid."""
+    affine = np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] = 7, 8, 9
+    image = np.broadcast_to(7 + 0.5 * np.arange(48.0)[:, None, None], (48, 48, 48)).astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, 2, image.shape).astype(np.uint8)
+    ramp = CaseArrays("ramp", image, noise, None, affine)
+    data = json.loads(viewer_case(ramp, class_names=("background", "noise"), budget=4000).data)
+    shown = embedded(data["volumes"]["image"])
+    assert shown.shape[0] <= 24
+    places = shown.affine[0, 3] + shown.affine[0, 0] * np.arange(shown.shape[0])
+    np.testing.assert_allclose(shown.get_fdata()[1:-1, 0, 0], places[1:-1], atol=0.06)
+
+
 def test_nothing_of_the_file_s_header_is_embedded(tmp_path: Path) -> None:
     data, _ = make_cases(tmp_path)
     path = data / "imagesTs" / "case_a.nii.gz"

@@ -215,7 +215,7 @@ def _nifti(
     header = image.header.copy()
     header["scl_slope"], header["scl_inter"], header["vox_offset"] = slope, intercept, 352
     raw = header.binaryblock + bytes(4) + array.tobytes(order="F")
-    return base64.b64encode(gzip.compress(raw, 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
 
 
 @cache
