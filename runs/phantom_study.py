@@ -2,8 +2,8 @@
 
     .venv/bin/python runs/phantom_study.py OUT
 
-A pair is one test case by two rows of one seed, averaged over the seeds, so that a case counts once; the interval is the
-bootstrap's over cases, p that of Wilcoxon's signed-rank test. Writes benchmarks/results/phantom_study.md.
+A pair is one test case by two rows of one seed, averaged over the seeds, so that a case counts once; the interval is
+the bootstrap's over cases, p that of Wilcoxon's signed-rank test. Writes benchmarks/results/phantom_study.md.
 """
 
 import argparse
@@ -110,8 +110,8 @@ def answer(kind: str, comparisons: list[tuple[str, str, PairedTest]], adjusted: 
     up = sum((test.difference or 0) > 0 and p is not None and p < 0.05 for test, p in mine)
     down = sum((test.difference or 0) < 0 and p is not None and p < 0.05 for test, p in mine)
     return (
-        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons, fell significantly in {down}; the "
-        f"others tell no difference."
+        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons and fell in {down}; the "
+        "others tell no difference."
     )
 
 

@@ -120,7 +120,7 @@ def prepare_case(case: Case, classes: int, data: DataConfig, folder: Path) -> No
 
 
 def _fill(entry: Path, case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
-    volume = read_image(case.images)
+    volume = read_image(case.images, voxel_size=data.voxel_size)
     image, info = image_to_network(volume, data=data)
     write_array(entry / f"image{SUFFIX}", image)
     voxels = (0,) * classes
@@ -170,7 +170,7 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
             return None  # reading it will say what is wrong
         return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
-    options = data.model_dump(include={"spacing", "window", "intensity"})
+    options = data.model_dump(include={"spacing", "voxel_size", "window", "intensity"})
     more = {field.name: getattr(case, field.name) for field in fields(case) if field.name not in _CASE_FIELDS}
     key = {
         "version": FORMAT_VERSION,

@@ -258,7 +258,9 @@ class Trainer:
             if self.world.first:
                 for name in names:
                     path = self.checkpoints / f"{name}.safetensors"
-                    save_weights(path, weights, metadata={"step": str(self.step), "stage": str(stage + 1)})
+                    # One entry: of several, safetensors writes the order as it likes.
+                    trained = json.dumps({"step": self.step, "stage": stage + 1})
+                    save_weights(path, weights, metadata={"trained": trained})
                 write_text(self.run_folder / "best.json", json.dumps(self.selection.to_json()))
 
     def _save(self, stage: int, *, ended: bool) -> None:

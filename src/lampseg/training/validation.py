@@ -9,31 +9,10 @@ from torch import Tensor
 
 from lampseg.data import PreparedCase
 from lampseg.evaluation import Evaluation, dice_per_class
-from lampseg.inference.segment import SlidingWindow, sliding_labels
+from lampseg.inference.padding import padded_shape
+from lampseg.inference.windows import SlidingWindow, sliding_labels
 from lampseg.parallel.model import ParallelModel
 from lampseg.training.supervision import logits_of
-
-
-def padded_shape(shape: Sequence[int], stride: Sequence[int], *, channels: int) -> tuple[int, ...]:
-    """(1, C, X, Y, Z) of a volume padded at its ends to multiples of the network's stride."""
-    return (1, channels, *(-(-size // step) * step for size, step in zip(shape, stride)))
-
-
-def pad_volume(
-    volume: np.ndarray,
-    shape: tuple[int, ...],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    region: tuple[slice, ...] | None = None,
-) -> Tensor:
-    """The volume (C, X, Y, Z) in the corner of zeros of `shape` (1, C, X', Y', Z'); or a region of that."""
-    region = region or tuple(slice(0, size) for size in shape[2:])
-    x = torch.zeros((*shape[:2], *(part.stop - part.start for part in region)), dtype=dtype, device=device)
-    inside = volume[:, *region]  # only these pages are read
-    _, a, b, c = inside.shape
-    x[0, :, :a, :b, :c] = torch.from_numpy(np.array(inside)).to(device, dtype)
-    return x
 
 
 def validate(
