@@ -46,7 +46,19 @@ class DataConfig(Section):
     """Where the cases are and how a volume becomes the network's input."""
 
     root: Path
-    format: Literal["auto", "msd"] = "auto"
+    """A dataset's folder, or a listing of cases (docs/reference/data-layout.md)."""
+    format: Literal["auto", "msd", "nnunet", "pddca", "anatomynet", "listing"] = "auto"
+    """How the cases are laid out; auto tells by the content."""
+    pddca_training: tuple[Literal["train", "optional", "onsite"], ...] = ("train", "optional")
+    """Format pddca: the parts that are trained on; the fourth, offsite, is the paper's test set."""
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.76, 0.76, 1.25)
+    """mm (x, y, z) of .npy volumes, which state none; the default is about that of PDDCA's scans."""
+    test_cases: PositiveInt | None = None
+    """How many random training cases become the test set, instead of the dataset's own; None keeps that."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Draws the test cases; it is apart from `seed`, so that repeated trainings have one test set."""
+    split: Path | None = None
+    """A JSON file with the case ids of `training`, `validation` and `test`, such as a run's split.json."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Spacing in mm that volumes are resampled to, in RAS axis order; None keeps each volume's own."""
     window: tuple[FiniteFloat, FiniteFloat] | None = None
@@ -62,6 +74,12 @@ class DataConfig(Section):
         if value is not None and not value[0] < value[1]:
             raise ValueError(f"the window's lower end {value[0]} is not below its upper end {value[1]}")
         return value
+
+    @model_validator(mode="after")
+    def _one_split(self) -> "DataConfig":
+        if self.split is not None and self.test_cases is not None:
+            raise ValueError("`split` and `test_cases` both choose the test set: leave one out")
+        return self
 
 
 class SamplingConfig(Section):
@@ -218,9 +236,11 @@ def dump_config(config: Config) -> str:
 _EXPECTED = {
     "curriculum": "a list of at least one stage, such as `- {patch: 64, batch: 2, epochs: 100}`",
     "kwargs": "arguments by name, such as {momentum: 0.9}",
-    "root": "the path of a folder",
+    "root": "the path of a folder, or of a listing",
     "patch": "one size above 0, three sizes such as [128, 128, 64], or `whole`",
     "spacing": "three sizes in mm above 0, such as [1, 1, 1.5]; leave it out to keep each volume's own",
+    "voxel_size": "three sizes in mm above 0 (x, y, z), such as [0.76, 0.76, 1.25]",
+    "pddca_training": "a list of parts out of `train`, `optional` and `onsite`",
     "window": "two numbers, the lower first, such as [-21, 89]; leave it out to normalise instead",
     "class_weights": "`auto`, `equal`, or a list of one number above 0 for each class, background first",
     "devices": "a number such as 2, or 2x16GiB to state the memory of each",

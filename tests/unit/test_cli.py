@@ -117,10 +117,7 @@ def ended(arguments: list[str], capture: Capture) -> tuple[Any, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (
-            [],
-            "Expected one of {plan, train, predict, evaluate, inspect, reproduce, calibrate, benchmark, demo-data, demo}",
-        ),
+        ([], "Expected one of {plan, train, predict, evaluate, inspect, compare, reproduce, calibrate, "),
         (["trian"], "lampseg: unknown verb `trian`: did you mean `train`?"),
         (["xyz"], "lampseg: unknown verb `xyz`: the verbs are plan, train"),
         (["train"], "--run"),
@@ -175,7 +172,20 @@ def test_a_fault_of_ours_keeps_its_traceback(config: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "train", "predict", "evaluate", "calibrate", "benchmark", "demo-data", "demo"]
+    "verb",
+    [
+        "plan",
+        "train",
+        "predict",
+        "evaluate",
+        "inspect",
+        "compare",
+        "reproduce",
+        "calibrate",
+        "benchmark",
+        "demo-data",
+        "demo",
+    ],
 )
 def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> None:
     code, text = ended([verb, "--help"], capsys)
@@ -192,6 +202,8 @@ def test_the_help_names_the_verbs_and_the_exit_codes(capsys: Capture) -> None:
         "train",
         "predict",
         "evaluate",
+        "inspect",
+        "compare",
         "calibrate",
         "benchmark",
         "demo-data",

@@ -87,7 +87,7 @@ def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / f"{case.id}.json"
     record.unlink(missing_ok=True)  # from here until the end the case counts as not prepared
-    volume = read_image(case.images)
+    volume = read_image(case.images, voxel_size=data.voxel_size)
     image, info = image_to_network(volume, data=data)
     _write(folder / f"{case.id}.image.npy", lambda file: np.save(file, image))
     voxels = (0,) * classes
@@ -147,6 +147,7 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
         "annotated": list(_annotated(case, classes)),
         "classes": classes,
         "spacing": None if data.spacing is None else list(data.spacing),
+        "voxel_size": list(data.voxel_size),
         "window": None if data.window is None else list(data.window),
     }
 

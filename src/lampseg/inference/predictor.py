@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lampseg.config import Config
 from lampseg.data import GridInfo, image_to_network, labels_to_grid, read_image, write_labels
+from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 from lampseg.inference.segment import SlidingWindow, sliding_labels
 from lampseg.parallel.model import ParallelModel
@@ -89,7 +90,7 @@ class Predictor:
         if mesh.device == 0:
             try:
                 for n, path in enumerate(mine):
-                    volume = read_image((path,))
+                    volume = read_image((path,), voxel_size=self.config.data.voxel_size)
                     arrays[n], info = image_to_network(volume, data=self.config.data)
                     read.append((info, volume.header))
             except UserError as error:
@@ -141,4 +142,4 @@ class Predictor:
 
 def output_name(image: Path) -> str:
     """`<image name>.nii.gz`; nnU-Net's channel suffix stays."""
-    return image.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
+    return file_id(image) + ".nii.gz"

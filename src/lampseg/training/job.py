@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lampseg.config import Config, StageConfig
-from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
+from lampseg.data import Dataset, PreparedCase, Sampler, check_channels, dataset_of, prepare, split_training
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_sizes
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
@@ -75,8 +75,9 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
     Raises:
         UserError: anything wrong with the data, the network, or how the two fit together.
     """
-    dataset = read_dataset(config.data.root, format=config.data.format)
+    dataset = dataset_of(config.data)
     training, validation = split_training(dataset, fraction=config.data.validation, seed=config.seed)
+    check_channels((*training, *validation), channels=dataset.channels)
     folder = config.data.cache or cache
     ready = prepare(
         (*training, *validation), classes=len(dataset.classes), data=config.data, folder=folder, on_case=on_case

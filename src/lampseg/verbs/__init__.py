@@ -2,6 +2,7 @@
 
 from lampseg.verbs.benchmark import Benchmark
 from lampseg.verbs.calibrate import Calibrate
+from lampseg.verbs.compare import Compare
 from lampseg.verbs.demo import Demo
 from lampseg.verbs.demo_data import DemoData
 from lampseg.verbs.evaluate import Evaluate
@@ -11,6 +12,6 @@ from lampseg.verbs.predict import Predict
 from lampseg.verbs.reproduce import Reproduce
 from lampseg.verbs.train import Train
 
-Verb = Plan | Train | Predict | Evaluate | Inspect | Reproduce | Calibrate | Benchmark | DemoData | Demo
+Verb = Plan | Train | Predict | Evaluate | Inspect | Compare | Reproduce | Calibrate | Benchmark | DemoData | Demo
 
 __all__ = ["Verb"]
