@@ -10,15 +10,16 @@ from typing import get_args
 import tyro
 from rich.console import Console
 
-from lampseg.errors import UserError
+from lampseg.errors import PartlyDone, UserError
 from lampseg.verbs import Verb
 from lampseg.version import __version__
 
+PARTLY_DONE = 3
 INTERRUPTED = 130
 DESCRIPTION = (
     "Train and run 3D segmentation networks split over devices. `lampseg VERB --help` explains a verb. "
-    "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 3 done but for some cases "
-    "(inspect), 130 interrupted."
+    "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 3 done but for some cases (the "
+    "message lists them), 130 interrupted."
 )
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             verb.run(overrides)
     except UserError as error:
         console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(PARTLY_DONE if isinstance(error, PartlyDone) else 2)
     except WorkerError as error:
         console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

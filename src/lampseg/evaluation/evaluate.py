@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lampseg.data.dataset import Dataset, read_dataset
+from lampseg.data.dataset import Dataset
 from lampseg.data.volume import file_id
 from lampseg.errors import UserError
 from lampseg.evaluation.case_scores import ClassScores, score_case
@@ -15,17 +15,12 @@ from lampseg.evaluation.score_tables import write_evaluation
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.tables import check_can_write, few
 from lampseg.evaluation.tolerances import DEFAULT_MM, tolerances
-
-
-@dataclass(frozen=True)
-class _Truth:
-    path: Path
-    annotated: tuple[int, ...] | None
+from lampseg.evaluation.truths import Truth, find_truths, nifti_files, unpredicted
 
 
 def evaluate(
     predictions: Path,
-    labels: Path,
+    labels: Path | Dataset,
     *,
     out: Path,
     metrics: str | Iterable[str] = "all",
@@ -37,8 +32,9 @@ def evaluate(
 
     Args:
         predictions: folder of `<image name>.nii.gz`, integer label maps on their images' grids.
-        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset's root folder. The `dataset.json` in it or in
-            its parent, if there, gives the names of the classes and which organs were not annotated in which case.
+        labels: folder of label NIfTIs (e.g. `labelsTs`), or a dataset, or where one in any known layout lies. The
+            dataset, or the `dataset.json` in the parent, gives the names of the classes and which organs were not
+            annotated in which case.
         out: folder that gets `evaluation.json`, `evaluation.csv`, `summary.json` and `summary.csv`.
         metrics: names from `METRICS`, or `all`; Dice is measured always.
         tolerance: of the surface Dice, in mm: a number for all classes, or `NAME=MM` for some (see `tolerances`).
@@ -53,11 +49,12 @@ def evaluate(
     """
     chosen = ordered({"dice", *choose_metrics(metrics)})
     found = _predictions(Path(predictions))
-    truths, names = _truths(Path(labels))
+    where = labels.root if isinstance(labels, Dataset) else labels
+    truths, names = find_truths(labels if isinstance(labels, Dataset) else Path(labels))
     unknown = [name for name in found if name not in truths]
     if unknown:
         raise UserError(
-            f"{predictions}: no label in {labels} for {few(unknown)}; predictions are paired with labels by file "
+            f"{predictions}: no label in {where} for {few(unknown)}; predictions are paired with labels by file "
             "name: rename them, or take them out of the folder"
         )
     paired = {name: truths[name] for name in found}
@@ -71,22 +68,17 @@ def evaluate(
     evaluation = Evaluation.from_scores(
         dict(zip(paired, scores, strict=True)),
         class_names=class_names,
-        unpredicted=_unpredicted(truths, paired),
+        unpredicted=unpredicted(truths, paired.values()),
         tolerance_mm=limits if "nsd" in chosen else (),
     )
     write_evaluation(evaluation, Path(out))
     return evaluation
 
 
-def _nifti_files(folder: Path) -> list[Path]:
-    """Hidden files, among them the `._*` that macOS archives leave, are not volumes."""
-    return sorted(p for p in folder.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith("."))
-
-
 def _predictions(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of predictions; run `lampseg predict --out {folder}` first")
-    files = _nifti_files(folder)
+    files = nifti_files(folder)
     if not files:
         raise UserError(f"{folder}: no predictions (*.nii.gz) in this folder; run `lampseg predict` first")
     found: dict[str, Path] = {}
@@ -98,40 +90,7 @@ def _predictions(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _truths(labels: Path) -> tuple[dict[str, _Truth], tuple[str, ...] | None]:
-    """Name (of the label file, or of its image) -> truth; and the class names, None without a dataset.json."""
-    if not labels.is_dir():
-        raise UserError(f"{labels}: no such folder of labels; give e.g. DATASET/labelsTs or the dataset's folder")
-    if (labels / "dataset.json").is_file():
-        dataset = read_dataset(labels)
-        truths = _listed(dataset)
-        if not truths:
-            raise UserError(f"{labels}: its dataset.json lists no labels to evaluate against")
-        return truths, dataset.classes
-    files = _nifti_files(labels)
-    if not files:
-        raise UserError(f"{labels}: no label maps (*.nii.gz) in this folder; give e.g. DATASET/labelsTs")
-    truths = {file_id(path): _Truth(path, None) for path in files}
-    if not (labels.parent / "dataset.json").is_file():
-        return truths, None
-    dataset = read_dataset(labels.parent)
-    # A test case may be listed with its image only, while its label lies in this folder under the image's name.
-    annotated = {case.id: case.annotated for case in (*dataset.training, *dataset.test)}
-    truths = {name: _Truth(truth.path, annotated.get(name)) for name, truth in truths.items()}
-    here = {name: t for name, t in _listed(dataset).items() if t.path.parent.resolve() == labels.resolve()}
-    return {**truths, **here}, dataset.classes
-
-
-def _listed(dataset: Dataset) -> dict[str, _Truth]:
-    """Every labelled case under its label's name and its image's name (they differ in nnU-Net folders)."""
-    truths = {}
-    for case in (*dataset.training, *dataset.test):
-        if case.label is not None:
-            truths[file_id(case.label)] = truths[case.id] = _Truth(case.label, case.annotated)
-    return truths
-
-
-def _numbered(paired: Mapping[str, _Truth], *, jobs: int) -> tuple[str, ...]:
+def _numbered(paired: Mapping[str, Truth], *, jobs: int) -> tuple[str, ...]:
     """Names for classes of which only the values are known: up to the largest in any label."""
     top = max(map_cases(_largest, [truth.path for truth in paired.values()], jobs=jobs))
     if top < 1:
@@ -149,7 +108,7 @@ class _Task:
     """What a process needs to score one case."""
 
     prediction: Path
-    truth: _Truth
+    truth: Truth
     classes: int
     named: bool
     metrics: tuple[str, ...]
@@ -158,7 +117,7 @@ class _Task:
 
 def _score(task: _Task) -> tuple[ClassScores, ...]:
     source = "dataset.json names" if task.named else "the labels hold"
-    true = read_label_map(task.truth.path, classes=task.classes, source=source)
+    true = task.truth.read(classes=task.classes, source=source)
     predicted = read_label_map(task.prediction, classes=task.classes, source=source)
     check_grid(predicted, true)
     return score_case(
@@ -168,13 +127,5 @@ def _score(task: _Task) -> tuple[ClassScores, ...]:
         spacing=true.spacing.tolist(),
         metrics=task.metrics,
         tolerance_mm=task.tolerance_mm,
-        annotated=task.truth.annotated,
+        annotated=task.truth.case.annotated,
     )
-
-
-def _unpredicted(truths: Mapping[str, _Truth], paired: Mapping[str, _Truth]) -> tuple[str, ...]:
-    """Labels that lie beside a scored one but were not scored: a forgotten case must not go unnoticed."""
-    scored = {truth.path for truth in paired.values()}
-    folders = {path.parent for path in scored}
-    left = {truth.path for truth in truths.values()} - scored
-    return tuple(sorted(file_id(path) for path in left if path.parent in folders))
