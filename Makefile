@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint types clean
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+.PHONY: setup demo test lint types browser clean
 
 setup: $(VENV)/.installed
 
@@ -19,7 +21,7 @@ demo: setup
 	rm -rf demo
 	$(BIN)/lampseg demo --out demo
 
-test: lint types
+test: lint types browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
@@ -28,6 +30,19 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# The report is tested in Chromium, which is no Python package: the system's, or on Debian, as root, installed here.
+browser:
+	@for name in "$$LAMPSEG_CHROMIUM" $(BROWSERS); do \
+		if [ -n "$$name" ] && command -v "$$name" >/dev/null 2>&1; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; \
+	else \
+		echo "make test needs Chromium or Chrome: install it (Debian: apt-get install chromium), or set" \
+			"LAMPSEG_CHROMIUM to its path" >&2; \
+		exit 1; \
+	fi
 
 clean:
 	rm -rf $(VENV) demo

@@ -12,7 +12,7 @@ from tests.end_to_end.command import LAMPSEG, succeed
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.mark.parametrize("name", ["plan_accuracy", "optimal_cut", "spatial", "inference"])
+@pytest.mark.parametrize("name", ["plan_accuracy", "optimal_cut", "spatial", "inference", "loading"])
 def test_a_quick_benchmark_writes_its_results(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results"
     done = succeed([*LAMPSEG, "benchmark", name, "--out", out, "--quick"], folder=tmp_path / "work")

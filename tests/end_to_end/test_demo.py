@@ -53,6 +53,8 @@ def test_report_is_one_file_with_curves_plan_and_slices(demo: Path) -> None:
     assert not re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", page)
     assert page.count("data:image/") >= 4, "curves, a plan for each stage, slices"
     assert "whole volume, final weights" in page
+    assert "Worst results" in page
+    assert page.count('id="viewer-case-') == 1
 
 
 def test_curriculum_was_planned_for_two_devices(demo: Path) -> None:

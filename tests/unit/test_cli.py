@@ -119,7 +119,7 @@ def ended(arguments: list[str], capture: Capture) -> tuple[Any, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Expected one of {plan, train, predict, evaluate, compare, inspect, reproduce, calibrate, benchmark, "),
+        ([], "Expected one of {plan, train, predict, evaluate, "),
         (["trian"], "lampseg: unknown verb `trian`: did you mean `train`?"),
         (["xyz"], "lampseg: unknown verb `xyz`: the verbs are plan, train"),
         (["train"], "--run"),

@@ -10,9 +10,11 @@ import pytest
 
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, SliceView
-from lampseg.evaluation.figures import data_uri, dice_against_seconds, dice_bars, training_curves
+from lampseg.evaluation.boxplots import box_plot
+from lampseg.evaluation.figures import data_uri, dice_against_seconds, training_curves
 from lampseg.evaluation.plan_check import PlanCheck
 from lampseg.evaluation.plan_figures import memory_picture, timetable_picture
+from lampseg.evaluation.report_scores import scores_of
 from lampseg.evaluation.run_folder import read_run
 from lampseg.evaluation.slices import slice_figure
 from tests.unit.fake_run import NAMES, comparison, make_plan, make_run, slice_view, stage
@@ -75,16 +77,43 @@ def test_training_curves_show_stages_means_and_the_selected_step(run: Path) -> N
     assert "Chiasm" not in [line.get_label() for line in dice.lines]  # never scored
 
 
-def test_bars_and_scatter_show_the_means() -> None:
-    axes = dice_bars(comparison()).axes[0]
-    heights = [bar.get_height() for bar in axes.patches]
-    assert heights == pytest.approx([0.85, 0.5, 0.7, 0.683333, 0.6, 0.6, 0.5, 0.566667])
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in dice_against_seconds(comparison()).axes[0].lines]
-    assert np.asarray(points) == pytest.approx(np.asarray([(0.5, 0.683333), (4.25, 0.566667)]))
+def test_dice_against_seconds_shows_a_point_for_each_row() -> None:
+    axes = dice_against_seconds(comparison()).axes[0]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines]
+    assert np.asarray(points) == pytest.approx(np.asarray([(0.5, 68.3333), (4.25, 56.6667)])), "in percent"
     unscored = Evaluation.from_cases({"a": (None, None, None)}, class_names=NAMES)
-    lone = Comparison((ComparisonRow("none", unscored, 0.0),))
-    assert data_uri(dice_bars(lone)).startswith("data:image/svg")
-    assert data_uri(dice_against_seconds(lone))
+    assert data_uri(dice_against_seconds(Comparison((ComparisonRow("none", unscored, 0.0),))))
+
+
+def test_rows_of_a_series_share_colour_and_line_and_those_of_an_input_their_marker() -> None:
+    one, two = (row.evaluation for row in comparison().rows)
+    rows = [
+        ComparisonRow(f"{name} {size}", one if name == "unet" else two, seconds, series=name, input=size)
+        for name, size, seconds in (
+            ("unet", "64", 2.0),
+            ("unet", "whole", 1.0),
+            ("se", "64", 3.0),
+            ("se", "whole", 2.0),
+        )
+    ]
+    lines, points = [], []
+    for line in dice_against_seconds(Comparison(tuple(rows))).axes[0].lines:
+        (points if line.get_linestyle() == "None" else lines).append(line)
+    assert [list(line.get_xdata()) for line in lines] == [[2.0, 1.0], [3.0, 2.0]]
+    assert points[0].get_color() == points[1].get_color() == lines[0].get_color() != points[2].get_color()
+    assert points[0].get_marker() == points[2].get_marker() != points[1].get_marker() == points[3].get_marker()
+
+
+def test_boxes_and_dots_show_every_case() -> None:
+    groups = [(row.label, scores_of(row.evaluation)) for row in comparison().rows]
+    axes = box_plot(groups, groups[0][1].metrics[0]).axes[0]
+    dots = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "."]
+    assert dots == [[0.9, 0.8], [0.5], [0.8, 0.6], [0.7, 0.5], [0.6], [0.5, 0.5]], "organ by organ, method by method"
+    medians = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 1.4]
+    assert medians == pytest.approx([0.85, 0.5, 0.7, 0.6, 0.6, 0.5])
+    assert [tick.get_text().strip() for tick in axes.get_xticklabels()] == list(NAMES[1:])
+    unscored = scores_of(Evaluation.from_cases({"a": (None, 0.5, None)}, class_names=NAMES))
+    assert len(box_plot([("", unscored)], unscored.metrics[0]).axes[0].patches) == 1, "no box where nothing was scored"
 
 
 def test_slices_go_through_the_organ_with_both_contours() -> None:
@@ -104,6 +133,21 @@ def test_slices_go_through_the_organ_with_both_contours() -> None:
     assert left > right  # the patient's right is on the left
     close = figure.axes[5]
     assert abs(np.diff(close.get_xlim())[0]) < abs(left - right) + 1
+
+
+def test_slices_through_the_largest_error() -> None:
+    view = replace(slice_view(), through="error")
+    too_much = view.truth.copy()
+    too_much[13:16, 9:11, 4:7] = 1
+    view = replace(view, prediction=too_much)
+    assert view.centre == (13, 9, 4), "where the organ was found beyond its border"
+    assert replace(view, through="organ").centre == (12, 4, 3)
+    found_elsewhere = np.zeros_like(view.truth)
+    found_elsewhere[0, 15, 0] = 1
+    lone = replace(view, truth=view.truth * 0, prediction=found_elsewhere)
+    assert lone.centre == (0, 15, 0)
+    low, high = slice_figure(lone, margin=2.0).axes[5].get_ylim()
+    assert low < 15 * 1.5 <= high, "the close-up shows it"
 
 
 def test_slices_of_an_organ_that_is_not_there() -> None:

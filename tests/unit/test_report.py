@@ -1,6 +1,7 @@
 """The report: one page without any outside reference, from whatever the run folder holds."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -29,16 +30,31 @@ class Page(HTMLParser):
         self.references: list[str] = []
         self.tags: list[str] = []
         self.words: list[str] = []
+        self.links: list[str] = []
+        self.scripts: list[str] = []
+        self.policy = ""
         self.feed(path.read_text(encoding="utf-8"))
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         fetching = ("src", "href", "srcset", "data", "poster", "action", "background", "style")
+        if tag == "a":
+            self.links.append(dict(attrs)["href"] or "")
+        if tag == "meta" and dict(attrs).get("http-equiv") == "Content-Security-Policy":
+            self.policy = dict(attrs)["content"] or ""
         self.references += [value or "" for name, value in attrs if name in fetching]
 
     def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] in ("script", "style"):
+            if self.tags[-1] == "script" and data.strip():
+                self.scripts.append(data)
+            return
         self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self.tags.append(f"/{tag}")
 
 
 @pytest.fixture
@@ -56,9 +72,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_is_self_contained_and_complete(report: Path) -> None:
     path, page = report, Page(report)
     assert path.name == "report.html"
-    assert len(page.references) == 8  # bars, scatter, curves, memory and timetable of two plans, slices
-    assert all(re.match(r"data:image/(svg\+xml|png);base64,[A-Za-z0-9+/=]+$", r) for r in page.references)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert len(page.references) == 8 + len(
+        page.links
+    )  # scatter, boxes, curves, memory and timetable of two plans, slices
+    pictures = [r for r in page.references if r not in page.links]
+    assert all(re.match(r"data:image/(svg\+xml|png);base64,[A-Za-z0-9+/=]+$", r) for r in pictures)
+    assert page.links == [f"#section-{i}" for i in range(1, 7 + 1)]
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags)
     assert "http:" not in path.read_text()
     assert "https:" not in path.read_text()
     assert "url(" not in path.read_text()
@@ -68,8 +88,18 @@ def test_page_is_self_contained_and_complete(report: Path) -> None:
     assert not [p for p in report.parent.iterdir() if p.name.startswith(".")]
 
 
+def test_policy_allows_the_page_s_own_scripts_and_no_others(report: Path) -> None:
+    page = Page(report)
+    allowed = re.findall(r"'sha256-([^']*)'", page.policy)
+    found = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts]
+    assert allowed == found
+    assert len(found) == 1, "without a viewer only the tables have a script"
+    assert "default-src 'none'" in page.policy
+    assert "unsafe-inline" not in page.policy.split("script-src")[1]
+
+
 def test_pictures_refer_to_nothing_outside_themselves(report: Path) -> None:
-    for uri in Page(report).references:
+    for uri in (r for r in Page(report).references if r.startswith("data:")):
         head, content = uri.split(",", 1)
         data = base64.b64decode(content)
         if "png" in head:

@@ -13,6 +13,7 @@ from lampseg.config import Config, dump_config, parse_config
 from lampseg.data import Dataset, write_phantom
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, SliceView, evaluate, write_report
+from lampseg.evaluation.case_files import find_cases
 from lampseg.evaluation.tables import write_text
 from lampseg.parallel.devices import parse_devices
 
@@ -89,8 +90,14 @@ def demo(out: Path, *, devices: int | str = 2, scale: str = "full") -> Path:
     text = conclusion(comparison)
     write_text(out / "conclusion.txt", text + "\n")
     console.print(text, markup=False, highlight=False)
+    predictions = out / "predictions-whole"
+    cases = find_cases(predictions, dataset.root)
     report = write_report(
-        out / "run", comparison=comparison, slices=_slices(dataset, predictions=out / "predictions-whole")
+        out / "run",
+        comparison=comparison,
+        slices=_slices(dataset, predictions=predictions),
+        cases=cases,
+        viewer=[cases[0].name],
     )
     console.print(f"report: {report}", markup=False, highlight=False)
     return report

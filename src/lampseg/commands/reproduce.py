@@ -14,6 +14,7 @@ from lampseg.commands.run_folder import check_writable
 from lampseg.commands.train import train
 from lampseg.config import Config, dump_config
 from lampseg.data import Case, Dataset, dataset_of
+from lampseg.data.dataset import format_of
 from lampseg.errors import UserError
 from lampseg.evaluation import evaluate
 from lampseg.evaluation.scores import Evaluation
@@ -122,11 +123,13 @@ def _config(experiment: Experiment, data: Path | None, options: Options, *, out:
     more: dict[str, Any] = dict(options.overrides or {})
     more["data"] = {"cache": str(out / "preprocessed"), **more.get("data", {})}
     if options.scale != "full":
-        more["data"] = {"test_cases": None, **more["data"]}  # the phantom has a test set
+        # The phantom has a test set, and voxels of 4 mm.
+        more["data"] = {"test_cases": None, "spacing": None, **more["data"]}
     if options.on_test:
         more["validation"] = {"keep": True, **more.get("validation", {})}
     root = str(data) if data is not None else "."
-    return experiment.config(root=root, devices=options.devices, seed=options.seed, overrides=more)
+    raw = data is not None and format_of(data) != "anatomynet"
+    return experiment.config(root=root, devices=options.devices, seed=options.seed, overrides=more, raw=raw)
 
 
 def _say_costs(configs: Mapping[Experiment, Config], *, data: bool, console: Console, out: Path | None) -> None:

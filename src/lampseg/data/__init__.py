@@ -1,12 +1,13 @@
 """A folder on disk -> cases -> checked volumes -> the network's grid -> patches or whole volumes, and back."""
 
+from lampseg.data.boxes import Draw
 from lampseg.data.case_files import check_channels, image_geometry, read_image, read_truth, truth_affine, truths_of
 from lampseg.data.cases import Case, Dataset
 from lampseg.data.dataset import dataset_of, read_dataset
 from lampseg.data.grid import GridInfo, image_to_network, labels_to_grid
 from lampseg.data.phantom import PhantomScan, phantom_scan, write_phantom
 from lampseg.data.preprocess import PreparedCase, prepare
-from lampseg.data.sampling import Draw, Sampler
+from lampseg.data.sampling import Sampler
 from lampseg.data.split import split_training
 from lampseg.data.volume import Volume, read_label, read_volume, write_labels
 

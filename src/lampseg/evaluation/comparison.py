@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lampseg.errors import UserError
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.tables import csv_text, dice_text, rich_table, seconds_text, write_text
 
@@ -19,6 +20,10 @@ class ComparisonRow:
     evaluation: Evaluation
     seconds_per_volume: float
     """Mean wall-clock seconds to segment one volume."""
+    series: str = ""
+    """What belongs together in the figure of Dice against seconds, e.g. a network: one colour, joined by a line."""
+    input: str = ""
+    """What the members of a series differ in, e.g. the input's size: one marker."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,41 @@ class Comparison:
             {
                 "method": row.label,
                 "seconds_per_volume": float(row.seconds_per_volume),
+                **({"series": row.series, "input": row.input} if row.series or row.input else {}),
                 "evaluation": json.loads(row.evaluation.to_json()),
             }
             for row in self.rows
         ]
         return json.dumps({"version": 1, "rows": rows}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "comparison.json") -> "Comparison":
+        """The comparison that `to_json` wrote; `source` names the file in errors.
+
+        Raises:
+            UserError: not such a file.
+        """
+        try:
+            rows = tuple(
+                ComparisonRow(
+                    str(row["method"]),
+                    Evaluation.from_json(json.dumps(row["evaluation"]), source=source),
+                    float(row["seconds_per_volume"]),
+                    series=str(row.get("series", "")),
+                    input=str(row.get("input", "")),
+                )
+                for row in json.loads(text)["rows"]
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{source}: not a comparison that `Comparison.write` wrote ({error!r})") from error
+        organs, labels = {row.evaluation.organs for row in rows}, {row.label for row in rows}
+        if not rows or len(organs) > 1 or len(labels) < len(rows):
+            raise UserError(
+                f"{source}: a comparison has at least one row, all of the same organs, with different names"
+            )
+        return cls(rows)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Writes `comparison.json` and `comparison.csv` into the folder, each whole or not at all.

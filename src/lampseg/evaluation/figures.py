@@ -1,4 +1,4 @@
-"""The report's charts of results: training curves, Dice by organ and Dice against seconds."""
+"""The report's charts: training curves, and Dice against seconds."""
 
 import base64
 import io
@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 
-from lampseg.evaluation.comparison import Comparison, row_dice
+from lampseg.evaluation.comparison import Comparison
 from lampseg.evaluation.run_folder import RunFolder
 
 # Okabe and Ito's colours, told apart with any colour vision and, mostly, in grey print.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_MARKERS = "osD^vP*X"
 _BANDS = ("#eef2f6", "#ffffff")
 
 
@@ -102,50 +103,43 @@ def _validation_points(axes: Axes, run: RunFolder) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
 
 
-def dice_bars(comparison: Comparison) -> Figure:
-    """Mean Dice of each organ and the average, a bar per method; dots are the single cases."""
-    names = [*comparison.organs, "average"]
-    rows = comparison.rows
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        x = np.arange(len(names)) - 0.4 + width * (i + 0.5)
-        # An organ scored in no case has no bar, which is not a bar of height 0.
-        heights = [np.nan if d is None else d for d in row_dice(row)]
-        axes.bar(x, heights, width=0.92 * width, color=COLOURS[i % len(COLOURS)], label=plain(row.label))
-        for case in row.evaluation.cases:
-            dots = [np.nan if d is None else d for d in (*case.dice, case.average)]
-            axes.plot(x, dots, ".", color="#333333", markersize=3, alpha=0.7)
-    axes.set_xticks(range(len(names)), map(plain, names), rotation=20, ha="right", fontsize=8)
-    axes.axvline(len(names) - 1.5, color="#aaaaaa", linewidth=0.8)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("Dice")
-    axes.grid(axis="y", color="#d0d0d0", linewidth=0.5)
-    axes.set_axisbelow(True)
-    _legend_above(figure, len(rows))
-    return figure
-
-
 def dice_against_seconds(comparison: Comparison) -> Figure:
-    """Average Dice of each method against its seconds per volume (as in Figure 1 of the paper)."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    """Average Dice (%) of each method against its seconds per volume (Figure 1 of the paper).
+
+    Rows of one `series` share a colour and a line, those of one `input` a marker; a row without a series has its own.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    drawn: list[float] = []
-    for i, row in enumerate(comparison.rows):
-        average = row.evaluation.average
-        if average is not None:
-            marker, colour = "osD^vP*X"[i % 8], COLOURS[i % len(COLOURS)]
-            axes.plot(row.seconds_per_volume, average, marker, color=colour, markersize=9, label=plain(row.label))
-            drawn.append(average)
+    rows = [(row, dice) for row in comparison.rows if (dice := row.evaluation.average) is not None]
+    colours = list(dict.fromkeys(row.series or row.label for row in comparison.rows))
+    shapes = list(dict.fromkeys(row.input or row.label for row in comparison.rows))
+    for series in dict.fromkeys(row.series for row, _ in rows if row.series):
+        line = [(row.seconds_per_volume, 100 * dice) for row, dice in rows if row.series == series]
+        axes.plot(*zip(*line), "-", color=COLOURS[colours.index(series) % len(COLOURS)], linewidth=1.0, alpha=0.6)
+    for row, dice in rows:
+        axes.plot(
+            row.seconds_per_volume,
+            100 * dice,
+            _MARKERS[shapes.index(row.input or row.label) % len(_MARKERS)],
+            color=COLOURS[colours.index(row.series or row.label) % len(COLOURS)],
+            markersize=9,
+            label=plain(row.label),
+        )
     seconds: Sequence[float] = [row.seconds_per_volume for row in comparison.rows]
     axes.set_xlim(0, 1.1 * max(seconds) or 1.0)
-    if drawn:
-        axes.set_ylim(max(0.0, min(drawn) - 0.1), min(1.0, max(drawn) + 0.1))
-    axes.set_xlabel("seconds per volume")
-    axes.set_ylabel("average Dice")
+    if rows:
+        drawn = [100 * dice for _, dice in rows]
+        room = max(2.0, 0.15 * (max(drawn) - min(drawn)))
+        axes.set_ylim(max(0.0, min(drawn) - room), min(100.0, max(drawn) + room))
+    axes.set_xlabel("inference time per volume (s)")
+    axes.set_ylabel("average Dice (%)")
     axes.grid(color="#d0d0d0", linewidth=0.5)
-    _legend_above(figure, len(drawn))
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(rows) > 6:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    else:
+        _legend_above(figure, len(rows))
     return figure
 
 

@@ -17,8 +17,7 @@ class TablePart:
     footer: Sequence[Sequence[str]] = ()
     best: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
-    folded: str = ""
-    """If not empty: the line under which the table is hidden until it is opened."""
+    sortable: bool = True
     kind: str = "table"
 
 
@@ -40,7 +39,41 @@ class TextPart:
     kind: str = "text"
 
 
-Part = TablePart | PicturePart | TextPart
+@dataclass(frozen=True)
+class ViewerCase:
+    """A case as the page's script reads it: JSON whose volumes are NIfTI, compressed, in base64."""
+
+    name: str
+    data: str
+
+
+@dataclass(frozen=True)
+class ViewerPart:
+    """The interactive viewer; a page has at most one."""
+
+    cases: Sequence[ViewerCase]
+    library_text: str
+    """The script of the viewer's library."""
+    library: str
+    """The same as base64 of its gzip file."""
+    views: tuple[tuple[str, str], ...]
+    """Name for the script, and label."""
+    layers: tuple[tuple[str, str, bool], ...]
+    """Name for the script, label, and whether it is shown at first."""
+    note: str
+    kind: str = "viewer"
+
+
+@dataclass(frozen=True)
+class FoldPart:
+    """Parts that are hidden under a line until it is opened."""
+
+    text: str
+    parts: Sequence["Part"]
+    kind: str = "fold"
+
+
+Part = TablePart | PicturePart | TextPart | ViewerPart | FoldPart
 
 
 @dataclass(frozen=True)

@@ -1,95 +1,107 @@
 """One self-contained HTML page about a run: nothing is fetched, it opens offline and prints."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import jinja2
-
+from lampseg.errors import UserError
 from lampseg.evaluation import figures
+from lampseg.evaluation.case_files import CaseFiles, read_case
 from lampseg.evaluation.comparison import Comparison
+from lampseg.evaluation.page import render_page
 from lampseg.evaluation.parts import Part, PicturePart, Section, TablePart, TextPart, picture
+from lampseg.evaluation.report_scores import ReportScores, scores_of
+from lampseg.evaluation.results_section import results_section
 from lampseg.evaluation.run_folder import RunFolder, read_run
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.slices import SliceView, slice_figure
 from lampseg.evaluation.split_section import split_section
 from lampseg.evaluation.summary import network_text, summary_paragraph
 from lampseg.evaluation.tables import bytes_text, counted, dice_text, seconds_text, write_text
+from lampseg.evaluation.viewer import BUDGET, numbered_classes, viewer_case, viewer_section
+from lampseg.evaluation.worst_cases import worst_section
+
+WORST = 4
+"""Pairs of case and organ that are shown, if no other number is wanted."""
 
 
-def write_report(run: Path, *, comparison: Comparison | None = None, slices: Sequence[SliceView] = ()) -> Path:
+def write_report(
+    run: Path,
+    *,
+    comparison: Comparison | None = None,
+    slices: Sequence[SliceView] = (),
+    evaluation: Evaluation | None = None,
+    cases: Sequence[CaseFiles] = (),
+    worst: int = WORST,
+    viewer: Sequence[str] = (),
+    budget: int = BUDGET,
+    out: Path | None = None,
+) -> Path:
     """Writes `report.html` into the run folder from what the folder holds so far; missing pieces are left out.
 
     Args:
         run: a run folder (docs/reference/run-folder.md).
         comparison: ways to segment the test cases, shown first.
         slices: cases to show with contours of truth and prediction.
+        evaluation: scores to show; None: those of the run's `evaluation/evaluation.json`, if it is there, else of the
+            comparison's first row.
+        cases: the files of the scored cases; slices of the worst results and the viewer are made from them.
+        worst: how many pairs of case and organ with the lowest Dice are shown.
+        viewer: names of the `cases` that the interactive viewer gets.
+        budget: bytes of the page that a case of the viewer may take.
+        out: the page; None: `report.html` in the run folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: not a run folder, a file in it cannot be understood, or the page cannot be written.
+        UserError: not a run folder, a file cannot be understood, no such case, or the page cannot be written.
     """
     folder = read_run(run)
-    sections = [
-        _results(folder, comparison),
-        _training(folder),
-        split_section(folder),
-        Section("Slices", [part for view in slices for part in _slices(view)]),
-        Section("Configuration", [TextPart(folder.config_text, "code")] if folder.config_text else []),
-        _environment(folder),
-    ]
-    page = _template().render(
-        title=f"{Path(run).resolve().name}: {network_text(folder)}",
-        summary=summary_paragraph(folder, comparison=comparison),
-        sections=[section for section in sections if section.parts],
+    if evaluation is None and folder.evaluation is None and comparison is not None:
+        evaluation = comparison.rows[0].evaluation
+    if evaluation is not None:
+        folder = replace(folder, evaluation=evaluation, scores=scores_of(evaluation))
+    scores = folder.scores
+    return write_text(
+        Path(run) / "report.html" if out is None else Path(out),
+        render_page(
+            title=f"{Path(run).resolve().name}: {network_text(folder)}",
+            summary=summary_paragraph(folder, comparison=comparison),
+            sections=[
+                results_section(folder.evaluation, folder.scores, comparison),
+                _worst(folder, scores, cases, count=worst),
+                _viewer(folder, scores, cases, names=viewer, budget=budget),
+                Section("Slices", [part for view in slices for part in _slices(view)]),
+                _training(folder),
+                split_section(folder),
+                Section("Configuration", [TextPart(folder.config_text, "code")] if folder.config_text else []),
+                _environment(folder),
+            ],
+        ),
     )
-    return write_text(Path(run) / "report.html", page)
 
 
-def render_page(*, title: str, summary: str, sections: Sequence[Section]) -> str:
-    """One self-contained HTML page; sections without parts are left out."""
-    return _template().render(title=title, summary=summary, sections=[each for each in sections if each.parts])
+def _worst(run: RunFolder, scores: ReportScores | None, cases: Sequence[CaseFiles], *, count: int) -> Section:
+    if scores is None or count < 1:
+        return Section("Worst results", [])
+    return worst_section(scores, cases, count=count, class_names=("background", *scores.organs), window=run.window)
 
 
-def _template() -> jinja2.Template:
-    # Names of cases, organs and modules come from files: everything is escaped.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lampseg.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _results(run: RunFolder, comparison: Comparison | None) -> Section:
-    parts: list[Part] = []
-    if comparison is not None:
-        header, rows, footer = comparison.text_rows()
-        note = f"{comparison.note()} Bold: the highest Dice of the row."
-        parts += [
-            TablePart(header, rows, footer=footer, best=comparison.best(), note=note),
-            picture(
-                figures.dice_bars(comparison),
-                "Mean Dice of each organ; dots are the single cases.",
-                alt="Bars of Dice by organ and method; the values are in the table above.",
-            ),
-            picture(
-                figures.dice_against_seconds(comparison),
-                "Average Dice against the time to segment one volume: better is up and left.",
-                alt="Average Dice against seconds per volume; the values are in the table above.",
-            ),
-        ]
-    if run.evaluation is not None:
-        parts += [TextPart("Evaluated cases", "heading"), _evaluation(run.evaluation)]
-    return Section("Results", parts)
-
-
-def _evaluation(evaluation: Evaluation) -> TablePart:
-    rows, footer = evaluation.case_rows()
-    return TablePart(["case", *evaluation.organs, "average"], rows, footer=footer, note=evaluation.note())
+def _viewer(
+    run: RunFolder, scores: ReportScores | None, cases: Sequence[CaseFiles], *, names: Sequence[str], budget: int
+) -> Section:
+    files = {case.name: case for case in cases}
+    unknown = [name for name in names if name not in files]
+    if unknown:
+        raise UserError(f"viewer: there is no case {unknown[0]}; there are {', '.join(files) or 'none'}")
+    organs = () if scores is None else scores.organs
+    packed = []
+    for name in dict.fromkeys(names):
+        case = read_case(files[name])
+        classes = ("background", *organs) if organs else numbered_classes(case)
+        packed.append(viewer_case(case, class_names=classes, window=run.window, scores=scores, budget=budget))
+    return viewer_section(packed)
 
 
 def _training(run: RunFolder) -> Section:
@@ -159,5 +171,12 @@ def _slices(view: SliceView) -> list[Part]:
 
 
 def _environment(run: RunFolder) -> Section:
-    rows = [[name, value] for name, value in run.environment.items()]
-    return Section("Environment", [TablePart(["what", "value"], rows)] if rows else [])
+    """As the run recorded it; of an older run that did not, that of now."""
+    from lampseg.commands.run_folder import environment  # seldom needed, and it imports MONAI
+
+    if run.environment:
+        note = "As recorded when the run began."
+    else:
+        note = "The run recorded none: this is where the report was made."
+    rows = [[name, value] for name, value in (run.environment or environment()).items()]
+    return Section("Environment", [TablePart(["what", "value"], rows, note=note, sortable=False)])

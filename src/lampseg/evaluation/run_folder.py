@@ -10,6 +10,7 @@ import yaml
 
 from lampseg.errors import UserError
 from lampseg.evaluation.metrics import StageTotals, Step, Validation, read_metrics, totals
+from lampseg.evaluation.report_scores import ReportScores, scores_from_json
 from lampseg.evaluation.scores import Evaluation
 from lampseg.partition.plan import VERSION, Plan, plans_from_json
 
@@ -30,8 +31,20 @@ class RunFolder:
     environment: Mapping[str, str]
     best_step: int | None
     evaluation: Evaluation | None
+    scores: ReportScores | None
+    """All that `evaluation.json` holds of the cases."""
     unreadable_lines: int
     """Lines of metrics.jsonl, other than an unfinished last one, that are not JSON records."""
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Intensities between which the network saw differences: `data.window` of the configuration."""
+        data = self.config.get("data")
+        window = data.get("window") if isinstance(data, dict) else None
+        if isinstance(window, list | tuple) and len(window) == 2 and all(isinstance(v, int | float) for v in window):
+            low, high = float(window[0]), float(window[1])
+            return (low, high) if low < high else None
+        return None
 
     @property
     def best(self) -> Validation | None:
@@ -86,6 +99,7 @@ def read_run(run: Path) -> RunFolder:
     environment = _json(run / "environment.json")
     plans, plan_fault = _read_plans(run / "plan.json")
     result = run / "evaluation" / "evaluation.json"
+    evaluation = Evaluation.from_json(_text(result), source=str(result)) if result.is_file() else None
     return RunFolder(
         path=run,
         config=_read_config(run / "config.yaml", config_text),
@@ -96,7 +110,8 @@ def read_run(run: Path) -> RunFolder:
         plan_fault=plan_fault,
         environment={str(k): str(v) for k, v in environment.items()},
         best_step=int(best["step"]) if isinstance(best.get("step"), int | float) else None,
-        evaluation=Evaluation.from_json(_text(result), source=str(result)) if result.is_file() else None,
+        evaluation=evaluation,
+        scores=None if evaluation is None else scores_from_json(_text(result)),
         unreadable_lines=unreadable,
     )
 

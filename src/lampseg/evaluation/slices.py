@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import nibabel
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,15 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lampseg.data.volume import read_volume
-from lampseg.errors import UserError
+from lampseg.evaluation.case_files import CaseArrays, CaseFiles, read_case
+from lampseg.evaluation.colours import class_colour
 from lampseg.evaluation.figures import plain
 
 _PLANES = (("sagittal", 0, (1, 2), "PAIS"), ("coronal", 1, (0, 2), "RLIS"), ("axial", 2, (0, 1), "RLPA"))
 """Name, axis across, axes shown (horizontal, vertical), letters at the picture's left, right, bottom, top."""
-
-_BRIGHT = ("#33bbff", "#ff9f1c", "#5fe36a", "#ff5c5c", "#c58bff", "#ffe04a", "#ff7ad9", "#3fe0c5", "#b6e34a", "#f4b183")
-"""Colours that stand out from a grey image."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,8 @@ class SliceView:
     """The organ the planes go through; None: the largest in the truth."""
     window: tuple[float, float] | None = None
     """Intensities shown from black to white; None: a range around what the organs hold."""
+    through: Literal["organ", "error"] = "organ"
+    """Whether the planes cut where most of the organ's truth is, or where most of its voxels are wrong."""
 
     def __post_init__(self) -> None:
         assert self.image.ndim == 3, f"expected (X, Y, Z), got {self.image.shape}"
@@ -62,25 +60,33 @@ class SliceView:
         Raises:
             UserError: a file cannot be read, or has another shape than the image.
         """
-        volumes = []
-        for path in (image, truth, prediction):
-            volume = read_volume(path)
-            volumes.append(nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.array[0], volume.affine)))
-            if volumes[-1].shape != volumes[0].shape:
-                raise UserError(
-                    f"{path}: shape {volumes[-1].shape}, but {image} has {volumes[0].shape}; give files of one grid"
-                )
-        spacing = tuple(float(mm) for mm in volumes[0].header.get_zooms()[:3])
-        assert len(spacing) == 3
+        case = read_case(CaseFiles(title, image, truth, prediction))
+        return cls.from_arrays(case, title=title, class_names=class_names, organ=organ, window=window)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        case: CaseArrays,
+        *,
+        title: str,
+        class_names: tuple[str, ...],
+        organ: str | None = None,
+        window: tuple[float, float] | None = None,
+        through: Literal["organ", "error"] = "organ",
+    ) -> "SliceView":
+        """From a case with truth and prediction that has been read."""
+        assert case.truth is not None, "slices compare two label maps"
+        assert case.prediction is not None, "slices compare two label maps"
         return cls(
             title=title,
-            image=np.asarray(volumes[0].dataobj, dtype=np.float32),
-            truth=np.asarray(volumes[1].dataobj).round().astype(np.uint8),
-            prediction=np.asarray(volumes[2].dataobj).round().astype(np.uint8),
+            image=case.image,
+            truth=case.truth,
+            prediction=case.prediction,
             class_names=class_names,
-            spacing=spacing,
+            spacing=case.spacing,
             organ=organ,
             window=window,
+            through=through,
         )
 
     @property
@@ -93,9 +99,9 @@ class SliceView:
 
     @property
     def centre(self) -> tuple[int, int, int]:
-        """On each axis the slice with most of the organ's truth; without truth, of its prediction; else the middle."""
-        for labels in (self.truth, self.prediction):
-            organ = labels == self.shown_class
+        """On each axis the slice with most of what `through` names; else of truth or prediction; else the middle."""
+        truth, prediction = self.truth == self.shown_class, self.prediction == self.shown_class
+        for organ in (truth, prediction) if self.through == "organ" else (truth != prediction, truth, prediction):
             if organ.any():
                 x, y, z = (int(organ.sum(axis=_others(axis)).argmax()) for axis in range(3))
                 return x, y, z
@@ -129,7 +135,7 @@ def slice_figure(view: SliceView, *, margin: float = 25.0) -> Figure:
                         seen.add(c)
                         x, y = np.arange(width) * mm_h, np.arange(height) * mm_v
                         axes.contour(
-                            x, y, labels == c, levels=[0.5], colors=[_colour(c)], linestyles=style, linewidths=1.3
+                            x, y, labels == c, levels=[0.5], colors=[class_colour(c)], linestyles=style, linewidths=1.3
                         )
             if row:
                 axes.set_xlim(box[0]), axes.set_ylim(box[1])
@@ -150,6 +156,8 @@ def _others(axis: int) -> tuple[int, ...]:
 def _box(view: SliceView, *, axis: int, margin: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """What the close-up shows, in mm: the organ's extent in truth (or the centre) and the margin around it."""
     organ = view.truth == view.shown_class
+    if view.through == "error":  # what was found elsewhere belongs to the error
+        organ |= view.prediction == view.shown_class
     spans = []
     for a in _others(axis):
         where = np.flatnonzero(organ.any(axis=_others(a))) if organ.any() else np.asarray([view.centre[a]])
@@ -167,10 +175,6 @@ def _window(view: SliceView) -> tuple[float, float]:
     return float(low - widening), float(high + widening)
 
 
-def _colour(c: int) -> str:
-    return _BRIGHT[(c - 1) % len(_BRIGHT)]
-
-
 def _letters(axes: Axes, letters: str) -> None:
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.02), (0.5, 0.98))
     aligned = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
@@ -183,6 +187,6 @@ def _legend(figure: Figure, view: SliceView, seen: list[int]) -> None:
     handles = [
         Line2D([], [], color="black", linestyle="solid", label="truth"),
         Line2D([], [], color="black", linestyle="dashed", label="prediction"),
-        *(Line2D([], [], color=_colour(c), linewidth=4, label=plain(view.class_names[c])) for c in seen),
+        *(Line2D([], [], color=class_colour(c), linewidth=4, label=plain(view.class_names[c])) for c in seen),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=8)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lampseg.evaluation.parts import Part, Section, TablePart, TextPart, picture
+from lampseg.evaluation.parts import FoldPart, Part, Section, TablePart, TextPart, picture
 from lampseg.evaluation.plan_check import PlanCheck, difference_text, shares
 from lampseg.evaluation.plan_figures import memory_picture, modules_text, timetable_picture
 from lampseg.evaluation.run_folder import RunFolder, read_run
@@ -141,7 +141,7 @@ def _timetable(plan: Plan) -> list[Part]:
     ]
 
 
-def _alternatives(plan: Plan) -> TablePart:
+def _alternatives(plan: Plan) -> Part:
     rows = [
         [
             other.label,
@@ -151,9 +151,10 @@ def _alternatives(plan: Plan) -> TablePart:
         ]
         for other in plan.alternatives
     ]
-    folded = f"{len(rows)} other ways were considered" if len(rows) > OPEN else ""
-    note = "" if folded else "Other ways that were considered."
-    return TablePart(["way", "step", "fullest device", "why not"], rows, note=note, folded=folded)
+    header = ["way", "step", "fullest device", "why not"]
+    if len(rows) > OPEN:
+        return FoldPart(f"{len(rows)} other ways were considered", [TablePart(header, rows)])
+    return TablePart(header, rows, note="Other ways that were considered.")
 
 
 def _percent(share: float | None) -> str:

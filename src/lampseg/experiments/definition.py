@@ -50,6 +50,8 @@ class Study:
     seconds_table: str
     config: Mapping[str, Any]
     """Fields that all experiments share."""
+    raw: Mapping[str, Any]
+    """Fields that data need in another layout than the one that the paper used."""
     options: Mapping[str, Any]
     """Of all networks, beside name and filters."""
     wide: Mapping[int, int]
@@ -95,11 +97,14 @@ class Experiment:
     def rows(self) -> tuple["Row", ...]:
         return tuple(Row(self, stage, given) for stage, given in enumerate(self.study.inputs))
 
-    def config(self, *, root: str, devices: int | str | None, seed: int, overrides: Mapping[str, Any]) -> Config:
+    def config(
+        self, *, root: str, devices: int | str | None, seed: int, overrides: Mapping[str, Any], raw: bool = False
+    ) -> Config:
         """What `train` is given.
 
         Args:
             root: of the dataset.
+            raw: the data are not in the layout that the paper used.
             overrides: further fields, nested as in the YAML file.
 
         Raises:
@@ -113,7 +118,8 @@ class Experiment:
             "parallel": {"devices": devices},
             "seed": seed,
         }
-        return parse_config(_merged(_merged(tree, study.config), overrides), source=f"{study.name} {self.name}")
+        tree = _merged(_merged(tree, study.config), study.raw if raw else {})
+        return parse_config(_merged(tree, overrides), source=f"{study.name} {self.name}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def study(name: str) -> Study:
         dice_tables=tuple(tree["tables"]["dice"]),
         seconds_table=tree["tables"]["seconds"],
         config=tree["config"],
+        raw=tree.get("raw", {}),
         options={},
         wide={count: count for count in filters},
     )

@@ -9,9 +9,12 @@ from lampseg.verbs.evaluate import Evaluate
 from lampseg.verbs.inspect import Inspect
 from lampseg.verbs.plan import Plan
 from lampseg.verbs.predict import Predict
+from lampseg.verbs.report import Report
 from lampseg.verbs.reproduce import Reproduce
 from lampseg.verbs.train import Train
 
-Verb = Plan | Train | Predict | Evaluate | Compare | Inspect | Reproduce | Calibrate | Benchmark | DemoData | Demo
+Verb = (
+    Plan | Train | Predict | Evaluate | Compare | Inspect | Report | Reproduce | Calibrate | Benchmark | DemoData | Demo
+)
 
 __all__ = ["Verb"]
