@@ -10,19 +10,21 @@ from typing import get_args
 import tyro
 from rich.console import Console
 
-from lampseg.errors import UserError
+from lampseg.errors import PartlyDone, UserError
 from lampseg.verbs import Verb
 from lampseg.version import __version__
 
+PARTLY_DONE = 3
 INTERRUPTED = 130
 DESCRIPTION = (
     "Train and run 3D segmentation networks split over devices. `lampseg VERB --help` explains a verb. "
-    "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 130 interrupted."
+    "Exit codes: 0 done, 1 failed, 2 something to correct (the message says what), 3 done but for some cases (the "
+    "message lists them), 130 interrupted."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one verb. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted."""
+    """Runs one verb. Exit codes: 0 done, 1 failed, 2 the user can mend it, 3 some cases left out, 130 interrupted."""
     # Threads that wait by spinning take the processor from those that work; read when torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             verb.run(overrides)
     except UserError as error:
         console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(PARTLY_DONE if isinstance(error, PartlyDone) else 2)
     except WorkerError as error:
         console.print(f"lampseg: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -1,34 +1,19 @@
 """The configuration: one YAML file, typed and frozen, with dotted overrides; unknown fields are refused by name."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from lampseg.config_augmentation import AugmentationConfig
 from lampseg.config_file import read_tree
+from lampseg.config_section import FiniteFloat, Fraction, PositiveFloat, PositiveInt, Section
 from lampseg.errors import UserError
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Patch = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] | Literal["whole"]
-
-
-class Section(BaseModel):
-    """One block of the YAML file: frozen, and no field that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as switches, and pydantic would take those for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a switch (true, false, yes, no, on, off) has no meaning here; quote it if it is a name")
-        return value
 
 
 class NetworkConfig(Section):
@@ -39,29 +24,83 @@ class NetworkConfig(Section):
     norm: Literal["batch", "instance", "group"] | None = None
     depth: PositiveInt | None = None
     stem_stride: Literal[1, 2] | None = None
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+Intensity = Literal["zscore", "nonzero", "stored"]
+PREPROCESSING: Mapping[str, Mapping[str, Any]] = {
+    # Section 3.1 of the paper: "re-sample the CT images to 1x1x1 mm spacing", "clip the voxel value within range
+    # [-21, 89] and linearly transform each 3D image into range [0, 1]".
+    "liver": {"spacing": (1.0, 1.0, 1.0), "window": (-21.0, 89.0)},
+    # AnatomyNet's preprocessed volumes "directly": neither resampled nor rescaled, as in the paper's released script.
+    "han": {"spacing": None, "intensity": "stored"},
+}
 
 
 class DataConfig(Section):
     """Where the cases are and how a volume becomes the network's input."""
 
     root: Path
-    format: Literal["auto", "msd"] = "auto"
+    """A dataset's folder, or a listing of cases (docs/reference/data-layout.md)."""
+    format: Literal["auto", "msd", "nnunet", "pddca", "anatomynet", "listing"] = "auto"
+    """How the cases are laid out; auto tells by the content."""
+    pddca_training: tuple[Literal["train", "optional", "onsite"], ...] = ("train", "optional")
+    """Format pddca: the parts that are trained on; the fourth, offsite, is the paper's test set."""
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.76, 0.76, 1.25)
+    """mm (x, y, z) of .npy volumes, which state none; the default is about that of PDDCA's scans."""
+    test_cases: PositiveInt | None = None
+    """How many random training cases become the test set, instead of the dataset's own; None keeps that."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Draws the test cases; it is apart from `seed`, so that repeated trainings have one test set."""
+    split: Path | None = None
+    """A JSON file with the case ids of `training`, `validation` and `test`, such as a run's split.json."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Spacing in mm that volumes are resampled to, in RAS axis order; None keeps each volume's own."""
     window: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Intensities clipped to this range and mapped linearly to [0, 1]; None: zero mean, unit deviation."""
+    """Intensities clipped to this range and mapped linearly to [0, 1]; None: as `intensity` says."""
+    intensity: Intensity | tuple[Intensity | tuple[FiniteFloat, FiniteFloat], ...] | None = None
+    """In place of `window`, for all channels or one entry each. zscore: zero mean, unit deviation (None is the same);
+    nonzero: that of the voxels that are not 0, which stay 0 (MRI without background); stored: as in the file;
+    [low, high]: a window."""
+    preprocessing: Literal["liver", "han"] | None = None
+    """The paper's, by name: sets spacing and intensities where they are not given themselves."""
     validation: Fraction = 0.2
     """Fraction of the training cases held out (by seed) to select the best model; 0 selects by the last step."""
     cache: Path | None = None
-    """Where preprocessed volumes are kept; None: inside the run folder."""
+    """Where preprocessed volumes are kept; None: inside the run folder. Several runs may share one folder."""
+    jobs: PositiveInt | Literal["auto"] = "auto"
+    """Processes that preprocess volumes; auto: by the number and size of the volumes, the cores and free memory."""
+    prefetch: Literal["auto", "always", "never"] = "auto"
+    """Read the next step's voxels while this one computes; auto: on GPUs, as on CPUs both need the same cores."""
 
-    @field_validator("window")
+    @model_validator(mode="before")
     @classmethod
-    def _window_rises(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not value[0] < value[1]:
-            raise ValueError(f"the window's lower end {value[0]} is not below its upper end {value[1]}")
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named = dict(PREPROCESSING.get(str(value.get("preprocessing")), {}))
+        if any(value.get(field) is not None for field in ("window", "intensity")):
+            named = {field: given for field, given in named.items() if field not in ("window", "intensity")}
+        return {**named, **value}
+
+    @field_validator("window", "intensity")
+    @classmethod
+    def _window_rises(cls, value: Any) -> Any:
+        windows = [value] if value and isinstance(value[0], float) else value if isinstance(value, tuple) else []
+        for window in windows:
+            if not isinstance(window, str) and not window[0] < window[1]:
+                raise ValueError(f"the window's lower end {window[0]} is not below its upper end {window[1]}")
         return value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "DataConfig":
+        if self.split is not None and self.test_cases is not None:
+            raise ValueError("`split` and `test_cases` both choose the test set: leave one out")
+        if self.window is not None and self.intensity is not None:
+            raise ValueError("give either `window` or `intensity` (which may hold windows), not both")
+        if self.intensity == ():
+            raise ValueError("`intensity` is an empty list: give one entry for each channel")
+        return self
 
 
 class SamplingConfig(Section):
@@ -115,7 +154,7 @@ class OptimizerConfig(Section):
     """RMSprop, as in the paper; `kwargs` go to torch.optim.RMSprop (alpha, eps, momentum, weight_decay)."""
 
     name: Literal["rmsprop"] = "rmsprop"
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class ParallelConfig(Section):
@@ -177,6 +216,7 @@ class Config(Section):
     data: DataConfig
     curriculum: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
     sampling: SamplingConfig = SamplingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -218,10 +258,17 @@ def dump_config(config: Config) -> str:
 _EXPECTED = {
     "curriculum": "a list of at least one stage, such as `- {patch: 64, batch: 2, epochs: 100}`",
     "kwargs": "arguments by name, such as {momentum: 0.9}",
-    "root": "the path of a folder",
+    "root": "the path of a folder, or of a listing",
     "patch": "one size above 0, three sizes such as [128, 128, 64], or `whole`",
     "spacing": "three sizes in mm above 0, such as [1, 1, 1.5]; leave it out to keep each volume's own",
+    "voxel_size": "three sizes in mm above 0 (x, y, z), such as [0.76, 0.76, 1.25]",
+    "pddca_training": "a list of parts out of `train`, `optional` and `onsite`",
     "window": "two numbers, the lower first, such as [-21, 89]; leave it out to normalise instead",
+    "intensity": "`zscore`, `nonzero`, `stored`, or a list of those and of windows such as [-21, 89], one a channel",
+    "jobs": "a whole number above 0, or `auto`",
+    "axes": "a list of `x`, `y` and `z`",
+    "sigma_voxels": "two numbers above 0, the lower first, such as [10, 50]",
+    "magnitude": "two numbers above 0, the lower first, such as [600, 1200]",
     "class_weights": "`auto`, `equal`, or a list of one number above 0 for each class, background first",
     "devices": "a number such as 2, or 2x16GiB to state the memory of each",
     "micro_batches": "a whole number above 0, `auto` or `any`",
@@ -256,7 +303,8 @@ def _faults(error: ValidationError) -> list[str]:
         elif field in _EXPECTED:
             text = f"`{name}`: should be {_EXPECTED[field]}{given}"
         elif kind == "model_type":
-            fields = StageConfig if place[0] == "curriculum" else Config.model_fields[field].annotation
+            parent = AugmentationConfig if place[:-1] == ["augmentation"] else Config
+            fields = StageConfig if place[0] == "curriculum" else _section_of(parent.model_fields[field].annotation)
             text = f"`{name}`: should hold fields ({', '.join(getattr(fields, 'model_fields', ()))}){given}"
         else:
             text = f"`{name}`: {item['msg'].replace('Input should', 'should')}{given}"
@@ -278,8 +326,14 @@ def _place(loc: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str
         elif part not in section.model_fields:
             return section, place
         elif part != "curriculum":
-            inner = section.model_fields[str(part)].annotation
-            if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            inner = _section_of(section.model_fields[str(part)].annotation)
+            if inner is None:
                 break
             section = inner
     return None, place
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, if it holds one, or may."""
+    found = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in found if issubclass(kind, BaseModel)), None)

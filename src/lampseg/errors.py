@@ -11,3 +11,7 @@ class GraphMismatchError(RuntimeError):
 
 class OutOfMemory(UserError):
     """A device ran out of memory; the message says how much it had, was predicted to need, and held."""
+
+
+class PartlyDone(UserError):
+    """Some of the inputs are at fault, all others are done; the message lists the former. Exit code 3."""

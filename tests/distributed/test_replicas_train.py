@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from lampseg.config import Config, parse_config
-from lampseg.inference.predictor import Predictor
-from lampseg.inference.segment import SlidingWindow
+from lampseg.inference.predictor import Predictor, Result
+from lampseg.inference.windows import SlidingWindow
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import World, join, leave
 from lampseg.partition import Plan, make_plan
@@ -64,11 +64,12 @@ def train_and_predict(world: World, folder: Path, name: str, ways: list[tuple[An
     network.load_state_dict(load_file(run / "checkpoints/stage-2.safetensors"))
     network.train()
     model = ParallelModel(network, plans_of(job, ways)[0], world=world)
-    predictor = Predictor(model, config=config, channels=1, stride=job.stride)
+    predictor = Predictor(model, data=config.data, channels=1, stride=job.stride, precision=config.precision)
+    result = Result(("background", "a", "b"))
     images = [folder / f"data/imagesTr/c{n}.nii.gz" for n in range(IMAGES)]
     for kind, window in (("whole", None), ("windows", WINDOW)):
         (run / kind).mkdir(exist_ok=True)
-        yield_ = predictor.predict(images, out=run / kind, window=window)
+        yield_ = predictor.predict(images, out=run / kind, result=result, window=window)
         written = [prediction.output.name for prediction in yield_]
         (run / f"{kind}-{world.rank}.json").write_text(json.dumps(written))
     return [json.loads((run / f"{kind}-{world.rank}.json").read_text()) for kind in ("whole", "windows")]

@@ -29,12 +29,23 @@ def phantom(folder: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def config(folder: Path, phantom: Dataset) -> Path:
-    """A curriculum of three stages with a small network."""
+    """A curriculum of three stages with a small network; what is drawn is changed at random in every way."""
     path = folder / "config.yaml"
     tree = {
         "network": {"name": "unet", "filters": 4, "norm": "instance", "depth": 2, "stem_stride": 1},
-        "data": {"root": str(phantom.root), "window": [-160, 240], "cache": str(folder / "preprocessed")},
+        "data": {
+            "root": str(phantom.root),
+            "window": [-160, 240],
+            "cache": str(folder / "preprocessed"),
+            "prefetch": "always",
+        },
         "curriculum": CURRICULUM,
+        "augmentation": {
+            "affine": {"shift_fraction": 0.1},
+            "elastic": {"sigma_voxels": [3, 6], "magnitude": [20, 40]},
+            "rotate90": {"probability": 0.3},
+            "noise": {"low": -0.02, "high": 0.02},
+        },
         "checkpoint": {"every_steps": 5},
         "parallel": {"timeout": 60},
     }

@@ -65,7 +65,7 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty image": (lambda d: (d / IMAGE).write_bytes(b""), r"c1\.nii\.gz: not a NIfTI file"),
     "4D image": (
         lambda d: save(d / IMAGE, np.zeros((*SHAPE, 2), np.float32)),
-        "4D, shape 16x16x16x2, but a 3D.*keep one",
+        r"2 channel\(s\), but the dataset names 1 \(image\).*keep",
     ),
     "2D image": (lambda d: save(d / IMAGE, np.zeros((16, 16), np.float32)), "2D, shape 16x16, but a 3D volume"),
     "NaN": (lambda d: save(d / IMAGE, with_nan()), r"c1\.nii\.gz: 1 of 4096 voxels are NaN or infinite; replace"),
@@ -84,7 +84,7 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no case": (lambda d: listing(d, training=[]), r"dataset\.json: `training` lists no case; list at least one"),
     "no listing": (
         lambda d: (d / "dataset.json").unlink(),
-        r"dataset\.json: no such file; data\.root must be a folder",
+        r"no dataset is recognised here.*imagesTr is here, but dataset\.json is missing",
     ),
     "broken listing": (lambda d: (d / "dataset.json").write_text('{"labels":'), "not valid JSON .*line 1 column"),
     "nothing drawn": (

@@ -48,9 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("none.nii.gz", r"none\.nii\.gz: no such file or folder"),
         ("empty", r"empty: there is no \.nii or \.nii\.gz file in this folder"),
-        ("text.nii.gz", r"text\.nii\.gz: not a NIfTI file .*convert it"),
-        ("film.nii.gz", r"film\.nii\.gz: 4D, shape 16x16x16x2, but a 3D volume is expected; keep one"),
-        ("dot.nii.gz", r"dot\.nii\.gz: \[2, 2, 2\] voxels shrink to a single one .*segment it with --window"),
         ("twice/good.nii", r"would be written to the same good\.nii\.gz: predict them apart"),
     ],
 )
@@ -64,30 +61,100 @@ def test_images_that_are_refused_before_anything_starts(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("image", "message"), [("cut", "damaged or cut short"), ("nan", "4096 of 4096 voxels are NaN")]
-)
-def test_a_fault_found_on_the_way(image: str, message: str, folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    """What was written before is whole, and no list of results says that all is done, not even an old one."""
+FAULTY = {
+    "text": r"text\.nii\.gz: not a NIfTI file .*convert it",
+    "film": r"film\.nii\.gz: 2 channels, but the network takes 1; give one file that holds all",
+    "cut": r"cut\.nii\.gz: damaged or cut short",
+    "nan": r"nan\.nii\.gz: 4096 of 4096 voxels are NaN",
+    "dot": r"dot\.nii\.gz: \[2, 2, 2\] voxels shrink to a single one .*segment it with --window",
+}
+
+
+def failed(capture: Capture, *arguments: object) -> list[str]:
+    """Runs a command that must do all it can and end with exit code 3; the lines of its list of faults."""
+    capture.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    out, err = capture.readouterr()
+    assert ended.value.code == 3, f"{ended.value.code}: {err}"
+    assert "Traceback" not in out + err
+    return err.strip().splitlines()
+
+
+def test_faulty_images_stop_no_other(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """They are listed at the end, in order, with what is wrong; nothing is half written."""
     out = tmp_path / "out"
-    command = ("predict", "--run", folder / "run", "--out", out, folder / "good.nii.gz")
-    main([str(part) for part in command])
+    bad = [folder / f"{name}.nii.gz" for name in FAULTY]
+    command = ("predict", "--run", folder / "run", "--out", out)
+    first, *lines = failed(capsys, *command, *bad[:3], folder / "good.nii.gz", *bad[3:])
+    assert first == f"lampseg: 5 of 6 images could not be segmented, the others are in {out}:"
+    for line, message in zip(lines, FAULTY.values(), strict=True):
+        assert re.search(message, line), line
     assert files_of(out) == ["good.nii.gz", "predictions.json"]
-    said = refused(capsys, *command, folder / f"{image}.nii.gz", folder / "data" / "imagesTr")
-    assert re.search(rf"{image}\.nii\.gz: {message}", said), said
-    assert files_of(out) == ["good.nii.gz"]
     assert nibabel.load(out / "good.nii.gz").shape == SHAPE
+    record = json.loads((out / "predictions.json").read_text())
+    assert [entry["output"] for entry in record["predictions"]] == ["good.nii.gz"]
+    assert [Path(entry["image"]) for entry in record["faults"]] == bad
+    assert [f"  {entry['fault']}" for entry in record["faults"]] == lines
 
 
-def test_a_fault_that_a_worker_finds_is_one_line(folder: Path, tmp_path: Path) -> None:
-    files = (folder / "cut.nii.gz", folder / "good.nii.gz")
+def test_faulty_images_alone(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    command = ("predict", "--run", folder / "run", "--out", tmp_path, "--devices", "2")
+    first, second = failed(capsys, *command, folder / "text.nii.gz")
+    assert first.startswith("lampseg: 1 of 1 images could not be segmented")
+    assert re.search(FAULTY["text"], second)
+    assert files_of(tmp_path) == ["predictions.json"]
+
+
+def test_a_fault_that_a_worker_finds(folder: Path, tmp_path: Path) -> None:
+    files = (folder / "cut.nii.gz", folder / "good.nii.gz", folder / "text.nii.gz")
     command = (*LAMPSEG, "predict", "--run", folder / "run", "--out", tmp_path / "out", "--devices", "2", *files)
     with running([str(part) for part in command], folder=tmp_path / "shell") as started:
         finished = started.finish()
-    assert finished.code == 2
-    assert re.fullmatch(r"lampseg: \S*cut\.nii\.gz: damaged or cut short .*download it again\n", finished.err), finished
-    assert "Traceback" not in finished.out
-    assert files_of(tmp_path / "out") == []
+    assert finished.code == 3, finished
+    assert re.fullmatch(
+        r"lampseg: 2 of 3 images .*:\n  \S*cut\.nii\.gz: damaged .*again\n  \S*text\.nii\.gz: not a .*\n", finished.err
+    ), finished
+    assert "good.nii.gz: " in finished.out
+    assert files_of(tmp_path / "out") == ["good.nii.gz", "predictions.json"]
+
+
+def test_what_is_done_is_left_out(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, images = tmp_path / "out", (folder / "good.nii.gz", folder / "data/imagesTr")
+    command = [str(part) for part in ("predict", "--run", folder / "run", "--out", out)]
+    main([*command, str(images[0])])
+    made = (out / "good.nii.gz").stat().st_mtime_ns
+    seconds = json.loads((out / "predictions.json").read_text())["predictions"][0]["seconds"]
+    (out / "c1.nii.gz").write_bytes(b"left by a call without a list")
+    capsys.readouterr()
+    main([*command, "--skip-existing", *map(str, images)])
+    said = capsys.readouterr().out
+    assert "2 of 4 were there" in said
+    assert [line.split("/")[-1].split(":")[0] for line in said.splitlines()[:2]] == ["c0.nii.gz", "c2.nii.gz"]
+    assert (out / "good.nii.gz").stat().st_mtime_ns == made
+    record = json.loads((out / "predictions.json").read_text())["predictions"]
+    assert [entry["output"] for entry in record] == [f"{name}.nii.gz" for name in ("good", "c0", "c1", "c2")]
+    assert record[0]["seconds"] == seconds
+    assert record[2]["seconds"] is None
+    mixed = refused(capsys, *command, "--skip-existing", "--checkpoint", "last", images[0])
+    assert "--skip-existing would mix results: checkpoint was 'best', now 'last'. Choose another --out" in mixed
+    main([*command, "--skip-existing", str(images[0])])
+    assert len(json.loads((out / "predictions.json").read_text())["predictions"]) == 1
+    main([*command, "--skip-existing", "--probabilities", str(images[0])])
+    assert (out / "good.nii.gz").stat().st_mtime_ns > made, "without its probabilities it is not done"
+    assert (out / "good.probabilities.npz").is_file()
+
+
+def test_every_option_at_once(folder: Path, tmp_path: Path) -> None:
+    """As workers of two devices get them."""
+    options = "--window 8 --windows-per-pass 2 --mirror x,z --largest-component a,b --probabilities --resample labels"
+    command = ["predict", "--run", str(folder / "run"), "--out", str(tmp_path), "--devices", "2", *options.split()]
+    main([*command, str(folder / "good.nii.gz"), str(folder / "data" / "imagesTr")])
+    names = ("c0", "c1", "c2", "good")
+    files = [f"{name}{suffix}" for name in names for suffix in (".nii.gz", ".probabilities.npz")]
+    assert files_of(tmp_path) == [*files, "predictions.json"]
+    record = json.loads((tmp_path / "predictions.json").read_text())
+    assert (record["mirror"], record["resample"], record["largest_component"]) == ("x,z", "labels", "a,b")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +168,8 @@ def test_a_fault_that_a_worker_finds_is_one_line(folder: Path, tmp_path: Path) -
         (["--window", "8", "8"], r"--window: \[8, 8\] is not one size above 0 or three"),
         (["--window", "0"], r"--window: \[0\] is not one size above 0"),
         (["--window", "2"], r"--window: \[2, 2, 2\] voxels shrink to a single one .*larger --window"),
+        (["--mirror", "w"], "--mirror: 'w' is not some of x, y and z"),
+        (["--largest-component", "c"], "--largest-component: no organ is called `c`: .*the organs are a, b"),
         (["--overlap", "1"], r"--overlap: 1\.0 is not a fraction from 0 to below 1"),
         (["--window", "8", "--overlap", "nan"], "--overlap: nan is not a fraction"),
         (["--devices", "0"], "'0' is not a number of devices such as 2"),
@@ -150,6 +219,14 @@ def test_a_disk_too_full_for_the_result(folder: Path, tmp_path: Path, capsys: Ca
     with no_space_beyond(100):
         said = refused(capsys, "predict", "--run", folder / "run", "--out", tmp_path, folder / "good.nii.gz")
     assert re.search(r"good\.nii\.gz: cannot be written .*; free disk space or choose another folder", said), said
+    assert files_of(tmp_path) == []
+
+
+def test_a_disk_too_full_for_the_probabilities(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    with no_space_beyond(5000):
+        command = ("predict", "--run", folder / "run", "--out", tmp_path, "--probabilities")
+        said = refused(capsys, *command, folder / "good.nii.gz")
+    assert re.search(r"good\.probabilities\.npz: cannot be written .*; free disk space", said), said
     assert files_of(tmp_path) == []
 
 

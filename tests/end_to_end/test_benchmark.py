@@ -12,7 +12,7 @@ from tests.end_to_end.command import LAMPSEG, succeed
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.mark.parametrize("name", ["plan_accuracy", "optimal_cut", "spatial"])
+@pytest.mark.parametrize("name", ["plan_accuracy", "optimal_cut", "spatial", "inference", "loading"])
 def test_a_quick_benchmark_writes_its_results(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results"
     done = succeed([*LAMPSEG, "benchmark", name, "--out", out, "--quick"], folder=tmp_path / "work")
@@ -21,6 +21,9 @@ def test_a_quick_benchmark_writes_its_results(name: str, tmp_path: Path) -> None
     for line in recorded["summary"]:
         assert line in done.out
         assert line in (out / f"{name}.md").read_text()
+    if name == "inference":
+        assert [row["way"] for row in recorded["data"]["timed"]] == ["whole", "32^3, overlap 0", "32^3, overlap 0.5"]
+        assert [round(row["ratio"], 2) for row in recorded["data"]["paper"]] == [1.98, 1.84, 2.85, 4.46, 6.12, 7.16]
     if name == "plan_accuracy":  # the claim itself, on small cases
         assert len(recorded["data"]["memory"]) == 2
         assert all(abs(error) < 0.03 for case in recorded["data"]["memory"] for error in case["errors"])

@@ -1,21 +1,31 @@
 """`reproduce`: the whole path in small, twice: the second time nothing is left to do."""
 
+import contextlib
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import lampseg
+from tests.end_to_end.command import lampseg as run_command
 
 ARGUMENTS = ("reproduce", "liver", "--scale", "smoke", "--only", "unet-32", "--devices", "1", "--rounds", "2")
+
+
+def lampseg(*arguments: str | Path) -> str:
+    """Runs the command and returns what it printed, not wrapped."""
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        patch.setenv("COLUMNS", "200")
+        run_command(*arguments)
+    return text.getvalue()
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    said = lampseg(*ARGUMENTS, "--out", folder, "--selected-on-test")
-    assert "what it will cost on 1 device(s)" in said
+    assert "what it will cost on 1 device(s)" in lampseg(*ARGUMENTS, "--out", folder, "--selected-on-test")
     return folder
 
 
@@ -67,5 +77,5 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path: Path) -> None:
         *("reproduce", "han", "--dry-run", "--only", "unet-32", "--devices", "4x32GiB", "--out", tmp_path / "study")
     )
     assert "what it will cost on 4 device(s)" in said
-    assert "70800" in said.replace("\n", ""), "4800 epochs of 235 cases in batches of 16"
+    assert "70800" in said, "4800 epochs of 235 cases in batches of 16"
     assert not (tmp_path / "study").exists()

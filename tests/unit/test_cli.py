@@ -101,7 +101,9 @@ def test_the_options_of_predict(called: Any) -> None:
 
 
 def test_what_predict_tells_its_workers_is_understood_by_them(called: Any) -> None:
-    options = lampseg.commands.predict.PredictOptions("stage-1", (8, 16, 24), 0.75)
+    options = lampseg.commands.predict.PredictOptions(
+        "stage-1", (8, 16, 24), 0.75, 4, "x,z", True, "labels", "liver,left kidney", True, True
+    )
     main(["predict", "--run", "r", "--out", "o", *options.arguments(), "--", "a.nii"])
     assert called[0][1]["options"] == options
 
@@ -117,7 +119,7 @@ def ended(arguments: list[str], capture: Capture) -> tuple[Any, str]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Expected one of {plan, train, predict, evaluate, "),
+        ([], "Expected one of {plan, train, predict, evaluate, report, compare, inspect, reproduce, "),
         (["trian"], "lampseg: unknown verb `trian`: did you mean `train`?"),
         (["xyz"], "lampseg: unknown verb `xyz`: the verbs are plan, train"),
         (["train"], "--run"),
@@ -172,7 +174,8 @@ def test_a_fault_of_ours_keeps_its_traceback(config: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "train", "predict", "evaluate", "calibrate", "benchmark", "demo-data", "demo"]
+    "verb",
+    ["plan", "train", "predict", "evaluate", "compare", "reproduce", "calibrate", "benchmark", "demo-data", "demo"],
 )
 def test_every_verb_has_help_without_loose_ends(verb: str, capsys: Capture) -> None:
     code, text = ended([verb, "--help"], capsys)
@@ -189,6 +192,7 @@ def test_the_help_names_the_verbs_and_the_exit_codes(capsys: Capture) -> None:
         "train",
         "predict",
         "evaluate",
+        "compare",
         "calibrate",
         "benchmark",
         "demo-data",

@@ -1,4 +1,4 @@
-"""A folder in the MSD layout -> cases: names, missing annotations, the split, and what is refused."""
+"""Folders -> cases: which layout it is, names, missing annotations, the split, and what is refused."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from lampseg.data import Case, Dataset, read_dataset, split_training
+from lampseg.data.dataset import format_of
 from lampseg.errors import UserError
+from tests.unit.format_folders import nnunet_folder, organ_case, touch
 
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
 
@@ -137,8 +139,10 @@ def test_of_many_missing_files_the_first_are_named(tmp_path: Path) -> None:
 
 
 def test_no_dataset_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.json: no such file; data\.root must be a folder"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder; data\.root must be a dataset's folder"):
         read_dataset(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"dataset\.json: no such file; data\.root must be a folder"):
+        read_dataset(tmp_path / "nowhere", format="msd")
 
 
 @pytest.mark.parametrize("text", ['{"name": ', "[1, 2]", "\x00"])
@@ -179,3 +183,70 @@ def test_the_split_depends_on_seed_and_ids_only() -> None:
     _, held_out = split_training(dataset, fraction=0.3, seed=5)
     assert set(held_out) == set(split_training(reordered, fraction=0.3, seed=5)[1])
     assert len({split_training(dataset, fraction=0.3, seed=seed)[1] for seed in range(10)}) > 1
+
+
+def test_a_folder_is_recognised_by_its_content(tmp_path: Path) -> None:
+    make(tmp_path / "msd", [entry("a")], channel_names={"0": "CT"})
+    nnunet_folder(tmp_path / "nnunet", training=[entry("a")])
+    organ_case(tmp_path / "pddca/0522c0001")
+    organ_case(tmp_path / "anatomynet/0522c0001", npy=True)
+    organ_case(tmp_path / "anatomynet/0522c0001")
+    touch(tmp_path, "cases.csv", "list.json", "notes.txt", "empty/x")
+    expected = {name: name for name in ("msd", "nnunet", "pddca", "anatomynet")}
+    expected |= {"cases.csv": "listing", "list.json": "listing"}
+    found = {path.name: format_of(path) for path in tmp_path.iterdir()}
+    assert found == {**expected, "notes.txt": None, "empty": None}
+
+
+def test_a_folder_one_level_too_high_or_low(tmp_path: Path) -> None:
+    right = make(tmp_path / "data/Task03_Liver", [entry("a")])
+    for wrong in (tmp_path, tmp_path / "data", right / "imagesTr"):
+        with pytest.raises(UserError, match=f"no dataset is recognised here.*; {right} would be right: set data.root"):
+            read_dataset(wrong)
+        with pytest.raises(UserError, match=rf"dataset\.json: no such file.*; {right} would be right"):
+            read_dataset(wrong, format="msd")
+    organ_case(tmp_path / "cases/han/0522c0001")
+    with pytest.raises(UserError, match=r"there is no CASE/img\.nrrd, in this folder.*; .*cases/han would be right"):
+        read_dataset(tmp_path / "cases/han/0522c0001", format="pddca")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"],
+            r"Found: imagesTr/, labelsTr/; imagesTr is here, but dataset\.json is",
+        ),
+        (["0522c0001/structures/Chiasm.nrrd"], r"0522c0001 has structures, but no img\.nrrd"),
+        (["cases.csv"], r"Found: cases\.csv; .*cases\.csv would be right"),
+        ([], "Found: nothing; a dataset in another layout can be listed in a CSV file"),
+        ([".DS_Store"], "Looked for: .*nnU-Net.*MSD.*AnatomyNet.*PDDCA.*lists cases. Found: nothing"),
+        ([f"scan{n}.mha" for n in range(9)], r"Found: scan0\.mha, .*scan4\.mha and 4 more"),
+        (["broken/dataset.json"], "Found: broken/; a dataset in another layout"),
+    ],
+)
+def test_what_was_looked_for_and_found(tmp_path: Path, files: list[str], message: str) -> None:
+    root = tmp_path / "outer/root"
+    root.mkdir(parents=True)
+    touch(root, *files)
+    with pytest.raises(UserError, match=message):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "message"),
+    [
+        ("scans.zip", "auto", "is no listing; data.root must be"),
+        ("dataset.json", "auto", "give the folder that it lies in"),
+        ("dataset.json", "listing", "is no listing"),
+        ("", "listing", "is a folder; data.format `listing` needs the path"),
+        ("nowhere.csv", "listing", "no such file; data.root must be the listing itself"),
+        ("", "anatomynet", r"there is no CASE/img_crp_v2\.npy"),
+        ("", "nnunet", r"dataset\.json: no such file"),
+    ],
+)
+def test_a_root_that_is_not_of_the_stated_format(tmp_path: Path, name: str, format: str, message: str) -> None:
+    if name and name != "nowhere.csv":
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=message):
+        read_dataset(tmp_path / name, format=format)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lampseg.errors import UserError
-from lampseg.evaluation import Evaluation, evaluate
+from lampseg.evaluation import METRICS, Evaluation, evaluate
 from lampseg.evaluation.tables import write_text
 
 NAMES = ("background", "Parotid_L", "Chiasm")
@@ -127,15 +127,19 @@ def test_cases_without_prediction_are_named(dataset: Path, predictions: Path, tm
 def test_json_comes_back_equal_and_csv_has_a_row_per_case(dataset: Path, predictions: Path, tmp_path: Path) -> None:
     result = evaluate(predictions, dataset / "labelsTs", out=tmp_path / "deep" / "out")
     folder = tmp_path / "deep" / "out"
-    assert sorted(p.name for p in folder.iterdir()) == ["evaluation.csv", "evaluation.json"]
+    files = ["evaluation.csv", "evaluation.json", "summary.csv", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == files
     text = (folder / "evaluation.json").read_text()
     assert Evaluation.from_json(text) == result
     assert json.loads(text)["cases"]["case_2"]["Chiasm"] is None
-    rows = list(csv.reader(io.StringIO((folder / "evaluation.csv").read_text())))
-    assert rows[0] == ["case", "Parotid_L", "Chiasm", "average"]
-    assert [row[0] for row in rows[1:]] == ["case_1", "case_2", "case_3", "mean"]
-    assert rows[2][2] == ""
-    assert float(rows[4][3]) == pytest.approx(result.average, abs=1e-6)
+    rows = list(csv.DictReader(io.StringIO((folder / "evaluation.csv").read_text())))
+    keys = ["case", "class", "presence", "truth_ml", "predicted_ml"]
+    assert list(rows[0]) == [*keys, *METRICS]
+    assert [(row["case"], row["class"]) for row in rows] == [
+        (f"case_{case}", organ) for case in (1, 2, 3) for organ in NAMES[1:]
+    ]
+    assert float(rows[0]["dice"]) == pytest.approx(counted(1, 1), abs=1e-6)
+    assert (rows[3]["presence"], rows[3]["dice"], rows[3]["truth_ml"]) == ("not annotated", "", "")
 
 
 def test_table_shows_every_organ_and_no_markup() -> None:

@@ -1,7 +1,6 @@
 """Volumes onto the network's grid and labels back: geometry, intensities, and the cache of prepared cases."""
 
 import itertools
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +162,7 @@ def test_a_prepared_case(tmp_path: Path) -> None:
     assert (ready.id, ready.shape, ready.annotated) == ("a", (12, 14, 10), (1, 2, 3))
     assert ready.spacing == pytest.approx((2, 2, 2))
     assert ready.voxels == (12 * 14 * 10 - 65, 64, 1, 0)
-    image, label = np.load(ready.image), np.load(ready.label)  # type: ignore[arg-type]
+    image, label = ready.image_part(), ready.label_part()
     assert (image.dtype, label.dtype) == (np.float32, np.uint8)
     stored = np.asarray(nib.as_closest_canonical(nib.load(case.label)).dataobj)
     np.testing.assert_array_equal(label, stored)
@@ -201,13 +200,13 @@ def test_label_voxels_of_a_class_that_is_not_annotated_are_refused(tmp_path: Pat
 
 def test_what_is_prepared_is_reused_until_something_changes(tmp_path: Path, monkeypatch: Any) -> None:
     work: list[str] = []
-    original = preprocess._prepare_case
+    original = preprocess.prepare_case
 
     def counted(case: Case, *rest: Any) -> Any:
         work.append(case.id)
         return original(case, *rest)
 
-    monkeypatch.setattr(preprocess, "_prepare_case", counted)
+    monkeypatch.setattr(preprocess, "prepare_case", counted)
     folder = tmp_path / "cache"
 
     def runs(case: Case, data: DataConfig, classes: int = CLASSES) -> int:
@@ -218,44 +217,48 @@ def test_what_is_prepared_is_reused_until_something_changes(tmp_path: Path, monk
 
     case, plain = write_case(tmp_path), config()
     assert [runs(case, plain) for _ in range(2)] == [1, 0]
-    assert runs(case, config(validation=0.5)) == 0
+    assert runs(case, config(validation=0.5, jobs=1)) == 0
     assert runs(replace(case, annotated=(1, 2, 3)), plain) == 0  # the same classes, only spelt out
-    for changed in (config(window=(0, 1)), config(window=(0, 2)), config(spacing=(2, 2, 4)), plain):
-        assert [runs(case, changed) for _ in range(2)] == [1, 0]
+    options = [{"window": (0, 1)}, {"window": (0, 2)}, {"spacing": (2, 2, 4)}, {"intensity": "nonzero"}]
+    for changed in options:
+        assert [runs(case, config(**changed)) for _ in range(2)] == [1, 0]
+    assert runs(case, plain) == 0, "what other options made lies beside it"
     assert runs(replace(case, annotated=(1, 2)), plain) == 1
     assert runs(replace(case, label=None), plain) == 1
     assert runs(case, plain, classes=5) == 1
-    assert runs(case, plain) == 1
     os.utime(case.image, ns=(1, 1))
-    assert runs(case, plain) == 1
+    assert [runs(case, plain) for _ in range(2)] == [1, 0]
     assert case.label is not None
     os.utime(case.label, ns=(1, 1))
-    assert runs(case, plain) == 1
-    (folder / "a.points.npz").unlink()
-    assert runs(case, plain) == 1
-    (folder / "a.json").write_text("{")
-    assert runs(case, plain) == 1
-    tree = json.loads((folder / "a.json").read_text())
-    tree["key"]["version"] -= 1
-    (folder / "a.json").write_text(json.dumps(tree))
     assert [runs(case, plain) for _ in range(2)] == [1, 0]
+    for name, value in (("FORMAT_VERSION", 0), ("LIBRARIES", ("torch",)), ("version", lambda _: "0.1")):
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocess, name, value)
+            assert runs(case, plain) == 1
+    assert runs(case, plain) == 0
 
 
-def test_a_killed_run_leaves_no_half_case(tmp_path: Path, monkeypatch: Any) -> None:
-    """Stopped between the label and the points, with an older result of the case in the folder."""
+@pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "points.npz", "case.json"])
+@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1])])
+def test_a_damaged_entry_is_prepared_again(name: str, spoil: Any, tmp_path: Path) -> None:
     case, folder = write_case(tmp_path), tmp_path / "cache"
-    prepare([case], classes=CLASSES, data=config(), folder=folder)
+    (first,) = prepare([case], classes=CLASSES, data=config(), folder=folder)
+    image = first.image_part()
+    spoil(first.image.parent / name)
+    (again,) = prepare([case], classes=CLASSES, data=config(), folder=folder)
+    assert again == first
+    np.testing.assert_array_equal(again.image_part(), image)
+    assert [path.name for path in folder.iterdir()] == [first.image.parent.name]
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", stop)
-        with pytest.raises(KeyboardInterrupt):
-            prepare([case], classes=CLASSES, data=config(window=(0, 1)), folder=folder)
-    assert not (folder / "a.json").exists()
-    (ready,) = prepare([case], classes=CLASSES, data=config(), folder=folder)
-    assert np.load(ready.image).min() < 0  # not the windowed image that the stopped run left
+def test_a_file_of_the_cache_that_vanishes_while_it_is_used(tmp_path: Path) -> None:
+    (ready,) = prepare([write_case(tmp_path)], classes=CLASSES, data=config(), folder=tmp_path / "cache")
+    ready.image.write_bytes(b"spoilt")
+    with pytest.raises(UserError, match=r"image\.b2nd: the preprocessed volume cannot be read .*delete its folder"):
+        ready.image_part()
+    ready.image.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        ready.image_part()
 
 
 def test_a_full_disk_and_an_impossible_folder(tmp_path: Path) -> None:

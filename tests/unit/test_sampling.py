@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lampseg.data import Draw, PreparedCase, Sampler
+from lampseg.data.cache import write_array
 from lampseg.errors import UserError
 
 Shape = tuple[int, int, int]
@@ -22,14 +23,14 @@ def prepared(
     label = np.zeros(shape, np.uint8)
     for index, (corner, size) in enumerate(organs, 1):
         label[tuple(slice(c, c + s) for c, s in zip(corner, size))] = index
-    np.save(folder / f"{name}.image.npy", image[None])
-    np.save(folder / f"{name}.label.npy", label)
+    write_array(folder / f"{name}.image.b2nd", image[None])
+    write_array(folder / f"{name}.label.b2nd", label)
     points = {f"class_{i}": np.argwhere(label == i).astype(np.int32) for i in range(1, len(organs) + 1)}
     np.savez(folder / f"{name}.points.npz", allow_pickle=False, **points)
     return PreparedCase(
         id=name,
-        image=folder / f"{name}.image.npy",
-        label=folder / f"{name}.label.npy",
+        image=folder / f"{name}.image.b2nd",
+        label=folder / f"{name}.label.b2nd",
         channels=1,
         shape=shape,
         spacing=(1.0, 1.0, 1.0),
@@ -148,8 +149,8 @@ def test_smaller_volumes_are_padded_on_both_sides(tmp_path: Path) -> None:
     assert label.shape == (8, 8, 8)
     assert label.dtype == np.int64
     x = draw.corner[0]
-    np.testing.assert_array_equal(image[0, :, 1:6], np.load(cases[1].image)[0, x : x + 8])
-    np.testing.assert_array_equal(label[:, 1:6], np.load(cases[1].label)[x : x + 8])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(image[0, :, 1:6], cases[1].image_part()[0, x : x + 8])
+    np.testing.assert_array_equal(label[:, 1:6], cases[1].label_part()[x : x + 8])
     np.testing.assert_array_equal(valid, np.broadcast_to(np.isin(np.arange(8), range(1, 6))[:, None], (8, 8, 8)))
     np.testing.assert_array_equal(image[0] > 0, valid)
     assert not label[~valid].any()
@@ -160,7 +161,7 @@ def test_whole_volumes_are_padded_at_their_ends(tmp_path: Path) -> None:
     drawn = sampler([case], patch=None, batch=1, stride=(4, 4, 2))
     (draw,) = drawn.draws(3)
     assert draw == Draw(0, (0, 0, 0), (12, 8, 6))
-    np.testing.assert_array_equal(drawn.image(draw)[0, :9, :8, :5], np.load(case.image)[0])
+    np.testing.assert_array_equal(drawn.image(draw)[0, :9, :8, :5], case.image_part()[0])
     np.testing.assert_array_equal(drawn.image(draw)[0] > 0, drawn.valid(draw))
     assert drawn.valid(draw).sum() == 9 * 8 * 5
     assert drawn.label(draw).sum() == 27

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lampseg.data import PreparedCase
+from lampseg.data.cache import write_array
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.world import join, leave
 from lampseg.partition import make_plan
@@ -27,12 +28,12 @@ class Thresholds(nn.Module):
 def case_of(folder: Path, name: str, shape: tuple[int, int, int], annotated: tuple[int, ...]) -> PreparedCase:
     rng = np.random.default_rng(len(name))
     label = rng.integers(0, 3, shape).astype(np.uint8)
-    np.save(folder / f"{name}.npy", label[None].astype(np.float32))
-    np.save(folder / f"{name}-label.npy", label)
+    write_array(folder / f"{name}.b2nd", label[None].astype(np.float32))
+    write_array(folder / f"{name}-label.b2nd", label)
     return PreparedCase(
         id=name,
-        image=folder / f"{name}.npy",
-        label=folder / f"{name}-label.npy",
+        image=folder / f"{name}.b2nd",
+        label=folder / f"{name}-label.b2nd",
         channels=1,
         shape=shape,
         spacing=(1.0, 1.0, 1.0),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lampseg.config import Config
-from lampseg.data import read_dataset, split_training
+from lampseg.data import check_channels, dataset_of, split_training
 from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_sizes, on_meta
@@ -35,10 +35,11 @@ def subject_of(
     if classes is not None and classes < 2:
         raise UserError(f"--classes: {classes} is too few; count the background, so give 2 or more")
     if shape is None or classes is None:
-        dataset = read_dataset(config.data.root, format=config.data.format)
+        dataset = dataset_of(config.data)
         classes = classes or len(dataset.classes)
         channels = channels or len(dataset.channels)
         training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
+        check_channels(training, channels=dataset.channels)
         shape = shape or largest_shape((case.images for case in training), data=config.data)
     count, inputs = classes, channels or 1
     network = on_meta(lambda: build_network(config.network, in_channels=inputs, out_channels=count))

@@ -13,7 +13,7 @@ from lampseg.commands.predict import RECORD, PredictOptions, predict
 from lampseg.commands.run_folder import check_writable
 from lampseg.commands.train import train
 from lampseg.config import Config, dump_config
-from lampseg.data import Case, Dataset, read_dataset
+from lampseg.data import Case, Dataset, dataset_of
 from lampseg.errors import UserError
 from lampseg.evaluation import evaluate
 from lampseg.evaluation.scores import Evaluation
@@ -79,16 +79,17 @@ def reproduce(
     if options.rounds < 1:
         raise UserError(f"--rounds: {options.rounds} is not a number above 0")
     dataset = None
-    if not (dry_run and data is None):
+    if not dry_run:
         check_writable(out, option="--out")
-        if data is None:
-            assert scale is not None
-            data = out / "data"
-            console.print(f"no --data: the phantom in {data} stands for it", markup=False, highlight=False)
-            write_standin(name, data, cases=scale.cases, test=scale.test, seed=options.seed)
-        dataset = read_dataset(data)
+    if data is None and not dry_run:
+        assert scale is not None
+        data = out / "data"
+        console.print(f"no --data: the phantom in {data} stands for it", markup=False, highlight=False)
+        write_standin(name, data, cases=scale.cases, test=scale.test, seed=options.seed)
+    configs = {experiment: _config(experiment, data, options, out=out) for experiment in experiments}
+    if data is not None:
+        dataset = dataset_of(next(iter(configs.values())).data)
         check_fits(chosen, dataset)
-    configs = {experiment: _config(experiment, data, dataset, options, out=out) for experiment in experiments}
     left = {experiment: config for experiment, config in configs.items() if not _trained(experiment, out)}
     if left:
         _say_costs(left, data=dataset is not None, console=console, out=None if dry_run else out)
@@ -116,12 +117,12 @@ def check_fits(chosen: Study, dataset: Dataset) -> None:
         )
 
 
-def _config(
-    experiment: Experiment, data: Path | None, dataset: Dataset | None, options: Options, *, out: Path
-) -> Config:
-    """Validated often enough to choose among some models of a stage; the cache is shared by all experiments."""
+def _config(experiment: Experiment, data: Path | None, options: Options, *, out: Path) -> Config:
+    """What the experiment is trained with; preprocessed volumes are shared by all experiments."""
     more: dict[str, Any] = dict(options.overrides or {})
     more["data"] = {"cache": str(out / "preprocessed"), **more.get("data", {})}
+    if options.scale != "full":
+        more["data"] = {"test_cases": None, **more["data"]}  # the phantom has a test set
     if options.on_test:
         more["validation"] = {"keep": True, **more.get("validation", {})}
     root = str(data) if data is not None else "."
@@ -177,7 +178,7 @@ def _test(row: Row, cases: Sequence[Case], dataset: Dataset, options: Options, *
         given = predict_options(row, row.input.window)
         predict(run, images, out=predicted, devices=options.devices, options=given)
     if not (folder / "evaluation.json").is_file():
-        evaluate(predicted, dataset.root, out=folder)
+        evaluate(predicted, dataset, out=folder)
     timed = folder / "seconds.json"
     if timed.is_file() and len(json.loads(timed.read_text())["rounds"]) >= options.rounds:
         return

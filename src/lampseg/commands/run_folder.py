@@ -20,7 +20,7 @@ _PROBE = ".writable"
 # What a run that never began may have left: `begin_run` writes the configuration last.
 _LEFT = ("preprocessed", "task.json", "environment.json")
 # What a resumed run must have in common with its beginning: everything that decides the weights.
-_DECISIVE = ("network", "data", "curriculum", "sampling", "loss", "optimizer", "precision", "seed")
+_DECISIVE = ("network", "data", "curriculum", "sampling", "augmentation", "loss", "optimizer", "precision", "seed")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _check_same(run: Path, before: Config, now: Config) -> None:
 
 def _fields(config: Config) -> dict[str, Any]:
     """The decisive fields by their dotted names."""
-    tree = config.model_dump(mode="json", include=set(_DECISIVE), exclude={"data": {"cache"}})
+    tree = config.model_dump(mode="json", include=set(_DECISIVE), exclude={"data": {"cache", "jobs", "prefetch"}})
     flat: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:

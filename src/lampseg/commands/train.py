@@ -12,7 +12,8 @@ from torch import nn
 
 from lampseg.commands.run_folder import Task, begin_run, check_run_folder
 from lampseg.config import Config
-from lampseg.data import read_dataset
+from lampseg.data import dataset_of
+from lampseg.data.split import check_recorded, split_to_json
 from lampseg.errors import OutOfMemory, UserError
 from lampseg.evaluation import plan_lines, write_report
 from lampseg.evaluation.tables import write_text
@@ -88,11 +89,13 @@ def _prepare(
 ) -> tuple[Job, tuple[Plan, ...]]:
     """Everything that can be refused is refused here, before the first process starts."""
     check_optimizer(config)
-    dataset = read_dataset(config.data.root, format=config.data.format)
+    dataset = dataset_of(config.data)
     check_run_folder(run, config, resume=resume)
     with Progress(console=console, disable=console is None or not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("preparing volumes", total=len(dataset.training))
         job = prepare_job(config, cache=run / "preprocessed", on_case=lambda _: progress.advance(bar))
+    split = split_to_json(job.training, job.validation, job.dataset.test)
+    check_recorded(run / "split.json", split, resume=resume)
     if console is not None:
         for name in job.unseen:
             console.print(f"note: no training case has an annotated voxel of {name}; it cannot be learnt", markup=False)
@@ -100,6 +103,7 @@ def _prepare(
     plans = _plans(job, network, devices=devices, given=plan, margin=margin)
     begin_run(run, config, Task(job.classes, job.stride, job.window, job.dataset.channels))
     write_text(run / "plan.json", plans_to_json(plans))
+    write_text(run / "split.json", split)
     if console is not None:
         for number, made in enumerate(plans, start=1):
             console.print(f"curriculum stage {number}: {plan_paragraph(made)}", markup=False, highlight=False)

@@ -1,200 +1,149 @@
-"""A folder in the Medical Segmentation Decathlon's (MSD) layout -> the cases it holds."""
+"""A folder or a listing, in any of the layouts that are known -> the cases it holds."""
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lampseg.data.volume import file_id
+from lampseg.config import DataConfig
+from lampseg.data.cases import Case, Dataset
+from lampseg.data.formats import anatomynet, listing, msd, nnunet, pddca
+from lampseg.data.formats.described import few
+from lampseg.data.formats.organs import Part, case_folders, orphans
+from lampseg.data.split import draw_test, split_by_file, split_training
 from lampseg.errors import UserError
 
-
-@dataclass(frozen=True)
-class Case:
-    """One scan and, if there is one, its label map."""
-
-    id: str
-    images: tuple[Path, ...]
-    """One file that holds all channels, or one file for each."""
-    label: Path | None
-    annotated: tuple[int, ...] | None
-    """Class indices (from 1) that were drawn in this case; None: all of them."""
-    masks: tuple[tuple[int, Path], ...] = ()
-    """Class index and the file of its mask, where every organ has a file of its own instead of a label map."""
-
-    @property
-    def image(self) -> Path:
-        """The first channel's file, after which a prediction is called."""
-        return self.images[0]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there is anything to learn from, or to evaluate against."""
-        return self.label is not None or bool(self.masks)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files of the case."""
-        labels = () if self.label is None else (self.label,)
-        return (*self.images, *labels, *(path for _, path in self.masks))
+__all__ = ["Case", "Dataset", "dataset_of", "format_of", "read_dataset", "split_training"]
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """The cases of a folder. `classes[i]` names label value i; `classes[0]` is the background."""
-
-    root: Path
+class _Format:
     name: str
-    classes: tuple[str, ...]
-    training: tuple[Case, ...]
-    test: tuple[Case, ...]
-    channels: tuple[str, ...] = ("image",)
-    """Names of the images' channels, in order."""
+    looks_like: str
+    """What is looked for, in words."""
+    found: Callable[[Path], bool]
 
 
-def read_dataset(root: Path, *, format: str = "auto") -> Dataset:
-    """Reads `root/dataset.json` (docs/reference/data-layout.md) and checks that every listed file is there.
+# In the order in which they are tried; dataset.json belongs to two of them.
+_FORMATS = (
+    _Format("nnunet", nnunet.LOOKS_LIKE, nnunet.found),
+    _Format("msd", msd.LOOKS_LIKE, msd.found),
+    _Format("anatomynet", anatomynet.LOOKS_LIKE, anatomynet.found),
+    _Format("pddca", pddca.LOOKS_LIKE, pddca.found),
+    _Format("listing", listing.LOOKS_LIKE, listing.found),
+)
+FORMATS = tuple(form.name for form in _FORMATS)
 
-    Entries whose file name begins with `._` (left by macOS archives) are skipped.
+
+def dataset_of(data: DataConfig) -> Dataset:
+    """The dataset that a configuration names, its test set chosen as `data.test_cases` or `data.split` say.
 
     Raises:
-        UserError: no or broken dataset.json, missing keys, label values with gaps, unknown names, listed files that
-            are missing, two cases of one name, no training case.
+        UserError: as `read_dataset`; the split names unknown cases, or leaves none to train on.
+    """
+    dataset = read_dataset(data.root, format=data.format, pddca_training=data.pddca_training)
+    if data.split is not None:
+        return split_by_file(dataset, data.split)
+    if data.test_cases is not None:
+        return draw_test(dataset, count=data.test_cases, seed=data.split_seed)
+    return dataset
+
+
+def read_dataset(
+    root: Path, *, format: str = "auto", pddca_training: tuple[Part, ...] = ("train", "optional")
+) -> Dataset:
+    """Reads the cases of a folder or a listing (docs/reference/data-layout.md) and checks that every file is there.
+
+    Args:
+        format: msd, nnunet, pddca, anatomynet, listing; auto tells by the content.
+        pddca_training: the parts of PDDCA that are trained on.
+
+    Raises:
+        UserError: no layout is recognised (what was looked for, what was found, and which folder nearby would do);
+            whatever is wrong with the description, and missing files.
     """
     root = Path(root)
-    if format not in ("auto", "msd"):
-        raise UserError(f"data.format: {format!r} is not known; use `auto` or `msd`")
-    source = root / "dataset.json"
-    tree = _read_json(source)
-    classes = _classes(source, _need(source, tree, "labels"))
-    name = tree.get("name", root.name)
-    training = _cases(source, "training", _need(source, tree, "training"), classes)
-    test = _cases(source, "test", tree.get("test", []), classes)
-    if not training:
-        raise UserError(f"{source}: `training` lists no case; list at least one {{image, label}}")
-    for case in training:
-        if not case.labelled:
-            raise UserError(f"{source}: training case {case.id} has no `label`; add it or move the case to `test`")
-    twice = [case_id for case_id, count in Counter(c.id for c in training + test).items() if count > 1]
-    if twice:
+    if format not in ("auto", *FORMATS):
+        raise UserError(f"data.format: {format!r} is not known; use `auto` or {', '.join(f'`{f}`' for f in FORMATS)}")
+    kind = format_of(root) if format == "auto" else format
+    if kind is None:
+        raise UserError(_unrecognised(root))
+    if format != "auto":
+        _check_stated(root, format)
+    if kind == "pddca":
+        return pddca.read(root, training=pddca_training)
+    readers = {"msd": msd.read, "nnunet": nnunet.read, "anatomynet": anatomynet.read, "listing": listing.read}
+    return readers[kind](root)
+
+
+def format_of(root: Path) -> str | None:
+    """The layout of a folder, or of a listing, by its content; None if it has none that is known."""
+    return next((form.name for form in _FORMATS if form.found(root)), None)
+
+
+def _check_stated(root: Path, format: str) -> None:
+    """Raises UserError where a stated layout can't be there at all: the readers take it from here."""
+    if format == "listing":
+        if root.is_dir():
+            raise UserError(f"{root}: is a folder; data.format `listing` needs the path of a *.csv or *.json file")
+        if not root.is_file():
+            raise UserError(f"{root}: no such file; data.root must be the listing itself")
+        if not listing.found(root):
+            raise UserError(f"{root}: is no listing; give a *.csv or *.json file")
+    elif format in ("pddca", "anatomynet"):
+        image = pddca.IMAGE if format == "pddca" else anatomynet.IMAGE
+        if not root.is_dir() or not (case_folders(root, image=image) or orphans(root, image=image)):
+            raise UserError(f"{root}: there is no CASE/{image}, in this folder or one below it{_advice(root)}")
+    elif not (root / "dataset.json").is_file():
         raise UserError(
-            f"{source}: {_few(twice)} listed more than once (cases are told apart by the image's file name, over "
-            "`training` and `test` together); remove or rename the repeats"
+            f"{root / 'dataset.json'}: no such file; data.root must be a folder with dataset.json, imagesTr/ and "
+            f"labelsTr/{_advice(root)}"
         )
-    files = [path for case in training + test for path in case.files]
-    missing = [str(p) for p in files if not p.is_file()]
-    if missing:
-        raise UserError(f"{source}: {len(missing)} listed file(s) missing: {_few(missing)}; add or unlist them")
-    return Dataset(root, str(name), classes, training, test)
 
 
-def split_training(dataset: Dataset, *, fraction: float, seed: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """Splits the training cases into (training, validation), by `seed` and case ids only.
+def _unrecognised(root: Path) -> str:
+    """What was looked for, what was found, and what would do."""
+    if not root.exists():
+        return f"{root}: no such file or folder; data.root must be a dataset's folder, or a listing"
+    if root.name == "dataset.json":
+        return f"{root}: give the folder that it lies in, {root.parent}"
+    if root.is_file():
+        return f"{root}: is no listing; data.root must be a *.csv or *.json file that lists cases, or a folder"
+    looked = "; ".join(form.looks_like for form in _FORMATS)
+    names = [path.name + ("/" if path.is_dir() else "") for path in _inside(root)]
+    return (
+        f"{root}: no dataset is recognised here. Looked for: {looked}. Found: {few(names) or 'nothing'}"
+        f"{_advice(root)}, see docs/reference/data-layout.md"
+    )
 
-    Which side a case falls on depends on a hash of its id, so adding a case moves few others. With two cases or
-    more, a fraction above 0 gives at least one validation case, and one below or at 1 leaves one to train on.
-    """
-    assert 0 <= fraction <= 1
-    cases = dataset.training
-    wanted = round(fraction * len(cases))
-    count = min(max(wanted, 1 if fraction > 0 else 0), len(cases) - 1)
-    ranked = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}:{case.id}".encode()).digest())
-    held_out = {case.id for case in ranked[:count]}
-    return tuple(c for c in cases if c.id not in held_out), tuple(c for c in cases if c.id in held_out)
+
+def _advice(root: Path) -> str:
+    """Which folder or file nearby would be right, or what is missing here."""
+    if not root.is_dir():
+        return ""
+    lost = [folder for folder in orphans(root, image=pddca.IMAGE) if not (folder / anatomynet.IMAGE).is_file()]
+    if (root / "imagesTr").is_dir():
+        return "; imagesTr is here, but dataset.json is missing: copy it, too"
+    if lost:
+        return f"; {few(str(folder) for folder in lost)} has structures, but no {pddca.IMAGE}: copy it, too"
+    folders = [path for path in _inside(root) if path.is_dir()]
+    listings = [path for path in _inside(root) if path.suffix == ".csv"]
+    below = [path for folder in folders for path in _inside(folder) if path.is_dir()]
+    for path in (*folders, *listings, *below, root.parent):
+        if _recognised(path):
+            return f"; {path} would be right: set data.root to it"
+    return "; a dataset in another layout can be listed in a CSV file"
 
 
-def _read_json(source: Path) -> dict[str, Any]:
+def _inside(folder: Path) -> list[Path]:
+    """What a folder holds, in order; nothing if that can't be read. Hidden files are left out."""
     try:
-        tree = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{source}: no such file; data.root must be a folder with dataset.json, imagesTr/ and labelsTr/"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error}); check the path and its permissions") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not valid JSON ({error}); correct it there") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{source}: expected an object with `labels` and `training`, found {type(tree).__name__}")
-    return tree
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    except OSError:
+        return []
 
 
-def _need(source: Path, tree: dict[str, Any], key: str) -> Any:
-    if key not in tree:
-        raise UserError(
-            f"{source}: the key `{key}` is missing (there are: {', '.join(tree) or 'none'}); add it, see "
-            "docs/reference/data-layout.md"
-        )
-    return tree[key]
-
-
-def _classes(source: Path, labels: Any) -> tuple[str, ...]:
-    """Names by label value, from {"0": "background"} (MSD) or {"background": 0} (nnU-Net)."""
-    if not isinstance(labels, dict) or not labels:
-        raise UserError(f'{source}: `labels` must be an object such as {{"0": "background", "1": "liver"}}')
-    if all(str(key).isdecimal() for key in labels):
-        pairs = [(int(key), name) for key, name in labels.items()]
-    else:
-        pairs = []
-        for name, value in labels.items():
-            if isinstance(value, bool) or not str(value).isdecimal():
-                raise UserError(
-                    f"{source}: `labels`: {name!r} has the value {value!r}; give each class one whole number "
-                    "(regions of several values are not supported)"
-                )
-            pairs.append((int(value), name))
-    values = sorted(value for value, _ in pairs)
-    if values != list(range(len(values))):
-        raise UserError(f"{source}: `labels` has the values {values}; they must be 0, 1, 2, ... without gaps")
-    if not 2 <= len(values) <= 256:
-        raise UserError(f"{source}: `labels` names {len(values)} classes; background and 1 to 255 organs are possible")
-    names = [str(name) for _, name in sorted(pairs)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{source}: `labels` names {_few(twice)} more than once; give every class its own name")
-    return tuple(names)
-
-
-def _cases(source: Path, key: str, entries: Any, classes: tuple[str, ...]) -> tuple[Case, ...]:
-    if not isinstance(entries, list):
-        raise UserError(f"{source}: `{key}` must be a list of cases, found {type(entries).__name__}")
-    cases = []
-    for index, entry in enumerate(entries):
-        where = f"{source}: {key}[{index}]"
-        fields = {"image": entry} if isinstance(entry, str) else entry
-        if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
-            raise UserError(f'{where}: expected {{"image": PATH, "label": PATH}}, found {entry!r}')
-        label = fields.get("label")
-        if not isinstance(label, str | None):
-            raise UserError(f"{where}: `label` must be a path, found {label!r}")
-        image = source.parent / fields["image"]
-        if image.name.startswith("._"):
-            continue
-        annotated = _annotated(where, fields.get("not_annotated", []), classes)
-        cases.append(Case(file_id(image), (image,), None if label is None else source.parent / label, annotated))
-    return tuple(cases)
-
-
-def _annotated(where: str, absent: Any, classes: tuple[str, ...]) -> tuple[int, ...] | None:
-    if not isinstance(absent, list):
-        raise UserError(f"{where}: `not_annotated` must be a list of organ names, found {absent!r}")
-    unknown = [str(name) for name in absent if name not in classes[1:]]
-    if unknown:
-        raise UserError(
-            f"{where}: `not_annotated` names {_few(unknown)}, which `labels` does not; the organs are "
-            f"{', '.join(classes[1:])}"
-        )
-    if not absent:
-        return None
-    left = tuple(index for index, name in enumerate(classes) if index > 0 and name not in absent)
-    if not left:
-        raise UserError(f"{where}: no organ is annotated, so the case teaches nothing; remove it from the list")
-    return left
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _recognised(path: Path) -> bool:
+    try:
+        return format_of(path) is not None
+    except UserError:
+        return False  # a broken dataset.json is not to be recommended

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lampseg.config import DataConfig
+from lampseg.data.intensity import to_network_intensities
 from lampseg.data.volume import Volume, spacing_of
 from lampseg.errors import UserError
 
@@ -36,21 +37,17 @@ class GridInfo:
 
 
 def image_to_network(volume: Volume, *, data: DataConfig) -> tuple[npt.NDArray[np.float32], GridInfo]:
-    """RAS axis order, trilinear resampling to `data.spacing`, then the intensity window.
+    """RAS axis order, trilinear resampling to `data.spacing`, then the intensities (intensity.py).
 
     Returns:
-        The image (C, X, Y, Z), in [0, 1] with a window, else each channel of zero mean and unit deviation; and both
-        grids.
-    """
-    from monai.transforms import NormalizeIntensity, ScaleIntensityRange  # here: importing MONAI takes seconds
+        The image (C, X, Y, Z), in [0, 1] with a window, else each channel of zero mean and unit deviation unless
+        `data.intensity` says otherwise; and both grids.
 
+    Raises:
+        UserError: too many voxels at `data.spacing`; `data.intensity` does not fit the channels.
+    """
     image, affine = to_grid(volume.array, volume.affine, data, mode="bilinear")
-    if data.window is None:
-        image = NormalizeIntensity(channel_wise=True)(image)
-    else:
-        low, high = data.window
-        image = ScaleIntensityRange(a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)(image)
-    array: npt.NDArray[np.float32] = np.ascontiguousarray(image.numpy(), dtype=np.float32)
+    array = to_network_intensities(image, data)
     return array, GridInfo(volume.shape, volume.affine, triple(array.shape[1:]), affine)
 
 

@@ -20,7 +20,7 @@ def network_shape(images: Sequence[Path], *, data: DataConfig) -> Triple:
         UserError: a file is missing, its header can't be read, is not that of a volume or has no usable affine;
             the volume would be too large at `data.spacing`.
     """
-    shape, affine = image_geometry(images)
+    shape, affine = image_geometry(images, voxel_size=data.voxel_size)
     return grid_shape(shape[1:], affine, data=data)
 
 

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from lampseg.config import DataConfig
+from lampseg.data.cache import SUFFIX, read_array, read_entry, remove_remains, write_array, write_entry
 from lampseg.data.case_files import read_image, read_truth
 from lampseg.data.dataset import Case
 from lampseg.data.grid import image_to_network, to_grid, triple
-from lampseg.data.volume import Volume, remove_if_there
+from lampseg.data.volume import Volume
 from lampseg.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it whenever the same files and options would give other cached arrays."""
+LIBRARIES = ("monai", "torch", "nibabel")
+"""Those whose code makes the arrays: another version (major.minor) of one prepares anew."""
+_CASE_FIELDS = ("id", "images", "label", "annotated", "masks")  # whose meaning the key holds under names of its own
 POINTS = 10_000
 """Voxel coordinates kept per class, from which the centres of positive patches are drawn."""
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case on the network's grid, as files that `np.load(..., mmap_mode="r")` opens without reading them."""
+    """A case on the network's grid, as files of which a box can be read without the rest."""
 
     id: str
     image: Path
-    """.npy, float32 (C, X, Y, Z), intensities as the network reads them."""
+    """.b2nd, float32 (C, X, Y, Z), intensities as the network reads them."""
     label: Path | None
-    """.npy, uint8 (X, Y, Z)."""
+    """.b2nd, uint8 (X, Y, Z)."""
     channels: int
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -43,6 +46,15 @@ class PreparedCase:
     """Voxels per class, background first; all 0 without a label map."""
     points: Path | None
     """.npz, `class_<index>`: int32 (up to 10000, 3), random voxels of that class."""
+
+    def image_part(self, region: tuple[slice, ...] | None = None) -> npt.NDArray[np.float32]:
+        """Intensities (C, X, Y, Z) of a box within the volume, or of all of it; only the box's chunks are read."""
+        return read_array(self.image, region)
+
+    def label_part(self, region: tuple[slice, ...] | None = None) -> npt.NDArray[np.uint8]:
+        """Class indices (X, Y, Z) of a box within a labelled volume, or of all of it."""
+        assert self.label is not None
+        return read_array(self.label, region)
 
 
 def prepare(
@@ -55,54 +67,70 @@ def prepare(
 ) -> tuple[PreparedCase, ...]:
     """Brings every case onto the network's grid, or finds it in `folder` from an earlier call.
 
-    A case is reused only if its files (path, size, time of change), annotated classes and the options are those it
-    was prepared with. Its `<id>.json` is written last, so a killed call leaves no half case behind.
+    A case is reused only if its files (path, size, time of change), annotated classes, the options and the libraries
+    are those it was prepared with; what was prepared with others stays beside it, so that several runs may share a
+    folder. A case appears whole or not at all, whoever is killed.
 
     Args:
         on_case: called with each case's id when it is ready.
 
     Raises:
-        UserError: as `read_volume` and `read_label`; voxels of a class that is listed as not annotated; `folder`
-            cannot be written.
+        UserError: as `read_image` and `read_truth`; voxels of a class that is listed as not annotated; `folder`
+            cannot be written; a process of `data.jobs` was killed.
     """
-    prepared = []
+    from lampseg.data.prepare_jobs import in_processes, jobs_for  # here: it starts processes that import this module
+
+    remove_remains(folder)
+    ready = {case.id: found for case in cases if (found := _found(case, classes, data, folder)) is not None}
+    missing = [case for case in cases if case.id not in ready]
     for case in cases:
-        key = _key(case, classes, data)
-        found = _cached(folder, case.id, key)
-        if found is None:
-            try:
-                found = _prepare_case(case, classes, data, folder, key)
-            except OSError as error:
-                raise UserError(
-                    f"{folder}: the preprocessed case {case.id} cannot be written ({error}); free disk space or set "
-                    "data.cache to another folder"
-                ) from error
-        prepared.append(found)
+        if case.id in ready and on_case is not None:
+            on_case(case.id)
+    jobs = jobs_for(missing, data)
+    todo = (missing, classes, data, folder)
+    for case in in_processes(*todo, jobs=jobs) if jobs > 1 else _here(*todo):
+        found = _found(case, classes, data, folder)
+        assert found is not None
+        ready[case.id] = found
         if on_case is not None:
             on_case(case.id)
-    return tuple(prepared)
+    return tuple(ready[case.id] for case in cases)
 
 
-def _prepare_case(case: Case, classes: int, data: DataConfig, folder: Path, key: dict[str, Any]) -> PreparedCase:
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / f"{case.id}.json"
-    record.unlink(missing_ok=True)  # from here until the end the case counts as not prepared
-    volume = read_image(case.images)
+def _here(cases: Sequence[Case], classes: int, data: DataConfig, folder: Path) -> Iterator[Case]:
+    for case in cases:
+        prepare_case(case, classes, data, folder)
+        yield case
+
+
+def prepare_case(case: Case, classes: int, data: DataConfig, folder: Path) -> None:
+    """Prepares one case into `folder`, whether or not it is there.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    key = _key(case, classes, data)
+    try:
+        write_entry(folder, case.id, key, lambda entry: _fill(entry, case, classes, data))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the preprocessed case {case.id} cannot be written ({error}); free disk space or set "
+            "data.cache to another folder"
+        ) from error
+
+
+def _fill(entry: Path, case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
+    volume = read_image(case.images, voxel_size=data.voxel_size)
     image, info = image_to_network(volume, data=data)
-    _write(folder / f"{case.id}.image.npy", lambda file: np.save(file, image))
+    write_array(entry / f"image{SUFFIX}", image)
     voxels = (0,) * classes
     if case.labelled:
         label = _label_to_network(case, volume, classes, data)
         assert label.shape == info.shape
         voxels = tuple(int(count) for count in np.bincount(label.ravel(), minlength=classes))
-        points = _points(label, case.id, classes)
-        _write(folder / f"{case.id}.label.npy", lambda file: np.save(file, label))
-        _write(folder / f"{case.id}.points.npz", lambda file: np.savez(file, allow_pickle=False, **points))
-    facts = {"key": key, "channels": len(image), "shape": info.shape, "spacing": info.spacing, "voxels": voxels}
-    _write(record, lambda file: file.write(json.dumps(facts).encode()))
-    found = _cached(folder, case.id, key)
-    assert found is not None
-    return found
+        write_array(entry / f"label{SUFFIX}", label)
+        np.savez(entry / "points.npz", allow_pickle=False, **_points(label, case.id, classes))
+    return {"channels": len(image), "shape": info.shape, "spacing": info.spacing, "voxels": voxels}
 
 
 def _label_to_network(case: Case, volume: Volume, classes: int, data: DataConfig) -> npt.NDArray[np.uint8]:
@@ -133,6 +161,8 @@ def _points(label: npt.NDArray[np.uint8], case_id: str, classes: int) -> dict[st
 
 
 def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
+    """All that decides what is prepared, as JSON gives it back."""
+
     def stamp(path: Path) -> list[Any] | None:
         try:
             state = path.stat()
@@ -140,15 +170,21 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
             return None  # reading it will say what is wrong
         return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
-    return {
+    options = data.model_dump(include={"spacing", "voxel_size", "window", "intensity"})
+    more = {field.name: getattr(case, field.name) for field in fields(case) if field.name not in _CASE_FIELDS}
+    key = {
         "version": FORMAT_VERSION,
+        "libraries": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
         "files": [stamp(path) for path in case.files],
+        "masks": [index for index, _ in case.masks],
         "labelled": case.labelled,
         "annotated": list(_annotated(case, classes)),
         "classes": classes,
-        "spacing": None if data.spacing is None else list(data.spacing),
-        "window": None if data.window is None else list(data.window),
+        "case": more,
+        **options,
     }
+    as_read: dict[str, Any] = json.loads(json.dumps(key, default=str))
+    return as_read
 
 
 def _annotated(case: Case, classes: int) -> tuple[int, ...]:
@@ -157,41 +193,20 @@ def _annotated(case: Case, classes: int) -> tuple[int, ...]:
     return tuple(range(1, classes)) if case.annotated is None else case.annotated
 
 
-def _cached(folder: Path, case_id: str, key: dict[str, Any]) -> PreparedCase | None:
-    try:
-        facts = json.loads((folder / f"{case_id}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def _found(case: Case, classes: int, data: DataConfig, folder: Path) -> PreparedCase | None:
+    found = read_entry(folder, case.id, _key(case, classes, data))
+    if found is None:
         return None
-    if not isinstance(facts, dict) or facts.get("key") != key:
-        return None
-    image = folder / f"{case_id}.image.npy"
-    label = None if not key["labelled"] else folder / f"{case_id}.label.npy"
-    points = None if not key["labelled"] else folder / f"{case_id}.points.npz"
-    # A crash of the machine may leave files that were renamed before their content reached the disk.
-    voxels = math.prod(facts["shape"])
-    least = ((image, 4 * voxels * facts["channels"]), (label, voxels), (points, 1))
-    if not all(path is None or (path.is_file() and path.stat().st_size >= size) for path, size in least):
-        return None
+    entry, facts = found
     x, y, z = facts["spacing"]
     return PreparedCase(
-        case_id,
-        image,
-        label,
+        case.id,
+        entry / f"image{SUFFIX}",
+        entry / f"label{SUFFIX}" if case.labelled else None,
         int(facts["channels"]),
         triple(facts["shape"]),
         (x, y, z),
-        tuple(key["annotated"]),
+        _annotated(case, classes),
         tuple(facts["voxels"]),
-        points,
+        entry / "points.npz" if case.labelled else None,
     )
-
-
-def _write(path: Path, fill: Callable[[Any], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            fill(file)
-        os.replace(partial, path)
-    except OSError:
-        remove_if_there(partial)
-        raise

@@ -1,34 +1,19 @@
 """Which patch is drawn at which step: a pure function of seed, curriculum stage, step and position in the batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from lampseg.data.grid import triple
+from lampseg.config_augmentation import AugmentationConfig
+from lampseg.data.augmentation import draw_change, swapped
+from lampseg.data.boxes import Draw, box_image, box_label, box_padded, box_valid
 from lampseg.data.preprocess import PreparedCase
 from lampseg.errors import UserError
 
 Triple = tuple[int, int, int]
-_ORDER, _PATCH = 0, 1  # separate random streams: the order of the cases, and the patches
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A box of one case's volume. `corner` may be negative and the box may run over the border: padded with 0."""
-
-    case: int
-    """Index into the sampler's cases."""
-    corner: Triple
-    size: Triple
-
-    def part(self, region: tuple[slice, ...]) -> "Draw":
-        """A box within this one."""
-        corner = tuple(at + part.start for at, part in zip(self.corner, region, strict=True))
-        return Draw(self.case, cast(Triple, corner), cast(Triple, tuple(part.stop - part.start for part in region)))
+_ORDER, _PATCH, _CHANGE = 0, 1, 2  # separate random streams: the order of the cases, the patches, the augmentation
 
 
 class Sampler:
@@ -45,6 +30,8 @@ class Sampler:
         positive: fraction of patches around a foreground voxel; the others lie anywhere, uniformly.
         class_balanced: choose the voxel's class first, uniformly over the classes present in the case, instead of
             in proportion to their voxels.
+        augmentation: what is done to the drawn boxes at random; None: nothing.
+        pairs: class indices of left and right organs, whose labels are exchanged in mirrored boxes.
 
     Raises:
         UserError: there is no case, or the patch is larger than every volume along some axis.
@@ -61,6 +48,8 @@ class Sampler:
         stage: int,
         positive: float,
         class_balanced: bool,
+        augmentation: AugmentationConfig | None = None,
+        pairs: tuple[tuple[int, int], ...] = (),
     ) -> None:
         assert batch > 0
         assert 0 <= positive <= 1
@@ -70,6 +59,8 @@ class Sampler:
         self.cases = tuple(cases)
         self.patch, self.batch, self.stride = patch, batch, stride
         self.positive, self.class_balanced = positive, class_balanced
+        self.augmentation = augmentation if augmentation is not None and augmentation.used else None
+        self.pairs = pairs
         self._seeds = (seed, stage)
         if patch is not None:
             self._check_patch(patch)
@@ -90,42 +81,50 @@ class Sampler:
         order = self._rng(_ORDER, epoch).permutation(len(self.cases))
         positions = range(self.batch)
         picked = [int(order[(first * self.batch + position) % len(order)]) for position in positions]
-        return tuple(self._draw(case, self._rng(_PATCH, step, position)) for case, position in zip(picked, positions))
+        return tuple(self._draw(case, step, position) for case, position in zip(picked, positions))
 
     def image(self, draw: Draw) -> npt.NDArray[np.float32]:
         """Intensities, (C, X, Y, Z); padding is 0, the window's lower end (or the mean, without a window)."""
-        cut: npt.NDArray[np.float32] = _cut(self.cases[draw.case].image, draw, np.float32)
-        return cut
+        return box_image(self.cases[draw.case], draw)
 
     def label(self, draw: Draw) -> npt.NDArray[np.int64]:
         """Class indices, (X, Y, Z); padding is background."""
-        path = self.cases[draw.case].label
-        assert path is not None
-        return _cut(path, draw, np.int64)
+        label = box_label(self.cases[draw.case], draw)
+        return self._names(draw)[label] if self._mirrored(draw) else label.astype(np.int64)
 
     def valid(self, draw: Draw) -> npt.NDArray[np.bool_]:
         """(X, Y, Z), True inside the volume and False in the padding."""
-        mask = np.zeros(draw.size, np.bool_)
-        _, inside = _overlap(draw, self.cases[draw.case].shape)
-        mask[inside] = True
-        return mask
+        return box_valid(self.cases[draw.case], draw)
 
     def padded(self, draw: Draw) -> bool:
-        """Whether the box runs over the border of the volume."""
-        shape = self.cases[draw.case].shape
-        return any(at < 0 or at + size > end for at, size, end in zip(draw.corner, draw.size, shape))
+        """Whether the box runs over the border of the volume, or may, after what the augmentation does to it."""
+        return box_padded(self.cases[draw.case], draw)
 
     def annotated(self, draw: Draw) -> npt.NDArray[np.bool_]:
         """(classes,), background first (True): the classes whose truth is known in this case."""
         case = self.cases[draw.case]
         known = np.zeros(len(case.voxels), np.bool_)
         known[[0, *case.annotated]] = True
-        return known
+        return known[self._names(draw)] if self._mirrored(draw) else known
+
+    def _mirrored(self, draw: Draw) -> bool:
+        return bool(self.pairs) and draw.change is not None and draw.change.turn.mirrors
+
+    def _names(self, draw: Draw) -> npt.NDArray[np.int64]:
+        """What each class is called in a mirrored box."""
+        return np.array(swapped(self.pairs, len(self.cases[draw.case].voxels)), np.int64)
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([*self._seeds, *stream])
 
-    def _draw(self, index: int, rng: np.random.Generator) -> Draw:
+    def _draw(self, index: int, step: int, position: int) -> Draw:
+        draw = self._box(index, self._rng(_PATCH, step, position))
+        if self.augmentation is None:
+            return draw
+        seed = (*self._seeds, _CHANGE, step, position)
+        return replace(draw, change=draw_change(self.augmentation, seed, size=draw.size))
+
+    def _box(self, index: int, rng: np.random.Generator) -> Draw:
         case = self.cases[index]
         if self.patch is None:
             x, y, z = (-(-size // step) * step for size, step in zip(case.shape, self.stride))
@@ -170,25 +169,6 @@ def _corner(size: int, patch: int, centre: int | None, rng: np.random.Generator)
     # Not always the exact centre: else the network learns that the organ sits there.
     jitter = int(rng.integers(-(patch // 4), patch // 4 + 1))
     return min(max(centre - patch // 2 + jitter, 0), size - patch)
-
-
-def _overlap(draw: Draw, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """The part of the box that lies in the volume, in the volume's indices and in the box's."""
-    spans = [
-        (max(corner, 0), min(corner + size, length)) for corner, size, length in zip(draw.corner, draw.size, shape)
-    ]
-    spans = [(start, max(start, stop)) for start, stop in spans]  # a box may lie outside
-    volume = tuple(slice(start, stop) for start, stop in spans)
-    box = tuple(slice(start - corner, stop - corner) for (start, stop), corner in zip(spans, draw.corner))
-    return volume, box
-
-
-def _cut(path: Path, draw: Draw, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    stored = np.load(path, mmap_mode="r")  # only the pages of the box are read
-    (x, y, z), (a, b, c) = _overlap(draw, triple(stored.shape[-3:]))
-    out = np.zeros((*stored.shape[:-3], *draw.size), dtype)
-    out[..., a, b, c] = stored[..., x, y, z]
-    return out
 
 
 def _by(shape: Triple) -> str:

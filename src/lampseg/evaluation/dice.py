@@ -4,7 +4,6 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
-from monai.metrics import DiceHelper
 from numpy.typing import NDArray
 
 
@@ -37,6 +36,8 @@ def dice_per_class(
     Returns:
         `classes - 1` values: that of class 1 first.
     """
+    from monai.metrics import DiceHelper  # seconds, for each process of `evaluate --jobs`
+
     assert classes >= 2, "Dice needs a foreground class"
     predicted, true = torch.as_tensor(prediction), torch.as_tensor(truth)
     assert predicted.shape == true.shape, f"shapes differ: {tuple(predicted.shape)} and {tuple(true.shape)}"

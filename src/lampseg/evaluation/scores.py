@@ -1,14 +1,18 @@
-"""The value of an evaluation: Dice of every case and organ, the means, and its JSON, CSV and table forms."""
+"""The value of an evaluation: Dice and other metrics of every case and organ, the means, and its JSON and CSV."""
 
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
 from lampseg.errors import UserError
+from lampseg.evaluation.case_scores import ClassScores
+from lampseg.evaluation.measures import METRICS, ordered
+from lampseg.evaluation.statistics import Summary, summarise
 from lampseg.evaluation.tables import ABSENT, csv_text, dice_text, rich_table
 
 
@@ -18,6 +22,12 @@ class CaseDice:
 
     case: str
     dice: tuple[float | None, ...]
+    scores: tuple[ClassScores, ...] = ()
+    """All metrics, in the same order; empty where only Dice was measured."""
+
+    def values(self, metric: str) -> tuple[float | None, ...]:
+        """One metric, in the order of the evaluation's organs."""
+        return self.dice if metric == "dice" else tuple(organ.values[metric] for organ in self.scores)
 
     @property
     def average(self) -> float | None:
@@ -38,16 +48,20 @@ class OrganDice:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Dice of some cases. Build it with `Evaluation.from_cases`."""
+    """Dice and other metrics of some cases. Build it with `Evaluation.from_cases` or `Evaluation.from_scores`."""
 
     organs: tuple[str, ...]
     """Names of the foreground classes, that of class 1 first."""
     cases: tuple[CaseDice, ...]
     unpredicted: tuple[str, ...] = ()
     """Labelled cases beside the scored ones for which there was no prediction."""
+    tolerance_mm: tuple[float, ...] = ()
+    """Of the surface Dice, for each organ; empty if it was not measured."""
 
     def __post_init__(self) -> None:
         assert all(len(c.dice) == len(self.organs) for c in self.cases), "one Dice per organ and case"
+        assert all(len(c.scores) in (0, len(self.organs)) for c in self.cases), "all metrics of each organ, or none"
+        assert len({tuple(s.values) for c in self.cases for s in c.scores}) < 2, "the same metrics everywhere"
         assert len({c.case for c in self.cases}) == len(self.cases), "case names are unique"
 
     @classmethod
@@ -68,6 +82,54 @@ class Evaluation:
         rows = tuple(CaseDice(name, tuple(_value(d) for d in dice)) for name, dice in cases.items())
         return cls(tuple(class_names[1:]), rows, tuple(unpredicted))
 
+    @classmethod
+    def from_scores(
+        cls,
+        cases: Mapping[str, Sequence[ClassScores]],
+        *,
+        class_names: Sequence[str],
+        unpredicted: Sequence[str] = (),
+        tolerance_mm: Sequence[float] = (),
+    ) -> "Evaluation":
+        """From all metrics of each case by name, as `score_case` gives them; `dice` must be among them.
+
+        Args:
+            cases: case name -> one value per foreground class.
+            class_names: names of all classes, index 0 = background.
+            unpredicted: labelled cases without a prediction.
+            tolerance_mm: of the surface Dice, for each foreground class.
+        """
+        rows = tuple(
+            CaseDice(name, tuple(s.values["dice"] for s in scores), tuple(scores)) for name, scores in cases.items()
+        )
+        return cls(tuple(class_names[1:]), rows, tuple(unpredicted), tuple(tolerance_mm))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that were measured: `dice` always."""
+        scored = [set(organ.values) for c in self.cases for organ in c.scores]
+        complete = bool(scored) and all(c.scores for c in self.cases)
+        return ordered({"dice", *(scored[0] if complete else ())})
+
+    def summary(self, metric: str) -> tuple[Summary, ...]:
+        """Mean, deviation, median, interval and number of cases of each organ, in the order of `organs`."""
+        columns = zip(*(c.values(metric) for c in self.cases))
+        undefined = [0] * len(self.organs)
+        for case in self.cases:
+            for index, organ in enumerate(case.scores):
+                undefined[index] += organ.undefined(metric)
+        return tuple(summarise(column, undefined=u) for column, u in zip(columns, undefined)) or tuple(
+            summarise(()) for _ in self.organs
+        )
+
+    def organ_average(self, metric: str) -> float | None:
+        """Mean over the organs of each organ's mean over cases; organs without a value do not enter."""
+        return _mean([_mean([c.values(metric)[i] for c in self.cases]) for i in range(len(self.organs))])
+
+    def case_summary(self, metric: str) -> Summary:
+        """The same of the cases' means: each case's mean over the organs for which it has a value."""
+        return summarise([_mean(c.values(metric)) for c in self.cases])
+
     @property
     def per_organ(self) -> tuple[OrganDice, ...]:
         """Mean, deviation and number of scored cases of each organ, in the order of `organs`."""
@@ -85,7 +147,7 @@ class Evaluation:
     def to_json(self) -> str:
         """All values, Dice between 0 and 1, null where excluded; the means are there for the reader."""
         summary = self.per_organ
-        tree = {
+        tree: dict[str, Any] = {
             "version": 1,
             "organs": list(self.organs),
             "average": self.average,
@@ -95,6 +157,12 @@ class Evaluation:
             "cases": {c.case: dict(zip(self.organs, c.dice)) for c in self.cases},
             "unpredicted": list(self.unpredicted),
         }
+        if any(c.scores for c in self.cases):
+            tree["metrics"] = {m: {"unit": METRICS[m].unit, "better": METRICS[m].better} for m in self.metrics}
+            tree["tolerance_mm"] = dict(zip(self.organs, self.tolerance_mm))
+            tree["scores"] = {
+                c.case: {name: organ.to_tree() for name, organ in zip(self.organs, c.scores)} for c in self.cases
+            }
         return json.dumps(tree, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -107,21 +175,36 @@ class Evaluation:
         try:
             tree = json.loads(text)
             organs = tuple(str(name) for name in tree["organs"])
+            scores = tree.get("scores", {})
             cases = tuple(
-                CaseDice(str(case), tuple(_value(dice[organ]) for organ in organs))
+                CaseDice(
+                    str(case),
+                    tuple(_value(dice[organ]) for organ in organs),
+                    tuple(ClassScores.from_tree(scores[case][organ]) for organ in organs) if scores else (),
+                )
                 for case, dice in tree["cases"].items()
             )
-            return cls(organs, cases, tuple(str(name) for name in tree.get("unpredicted", ())))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            tolerances = tree.get("tolerance_mm") or {}
+            return cls(
+                organs,
+                cases,
+                tuple(str(name) for name in tree.get("unpredicted", ())),
+                tuple(float(tolerances[organ]) for organ in organs) if tolerances else (),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise UserError(
                 f"{source}: not an evaluation written by `lampseg evaluate` ({error!r}); run it again"
             ) from error
 
     def to_csv(self) -> str:
-        """One row per case, then the row `mean`; an excluded value is an empty cell."""
-        rows = [[c.case, *c.dice, c.average] for c in self.cases]
-        means = [s.mean for s in self.per_organ]
-        return csv_text(["case", *self.organs, "average"], [*rows, ["mean", *means, self.average]])
+        """One row per case and class with all metrics; an excluded value is an empty cell."""
+        rows: list[list[object]] = []
+        for case in self.cases:
+            for index, organ in enumerate(self.organs):
+                scores = case.scores[index] if case.scores else None
+                about = (scores.presence, scores.truth_ml, scores.predicted_ml) if scores else (None, None, None)
+                rows.append([case.case, organ, *about, *(case.values(metric)[index] for metric in self.metrics)])
+        return csv_text(["case", "class", "presence", "truth_ml", "predicted_ml", *self.metrics], rows)
 
     def table(self, *, title: str = "Dice") -> Table:
         """One row per organ: mean, standard deviation and number of scored cases; then the average.

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def dice_text(dice: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun: 1 case, 2 cases."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -104,3 +110,19 @@ def write_text(path: Path, text: str) -> Path:
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
         ) from error
     return path
+
+
+def check_can_write(path: Path) -> None:
+    """Tries to write where `path` is to appear, before work is done for it; makes no folder and leaves nothing behind.
+
+    Raises:
+        UserError: as `write_text`.
+    """
+    above = next(folder for folder in (path.parent, *path.parent.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above) as file:
+            file.write(b"lampseg")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
+        ) from error

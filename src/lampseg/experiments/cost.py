@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lampseg.commands.plan import subject_of
 from lampseg.config import Config
-from lampseg.data import read_dataset, split_training
+from lampseg.data import dataset_of, split_training
 from lampseg.experiments.definition import Experiment
 from lampseg.training.plans import make_plans
 
@@ -44,7 +44,7 @@ def cost_of(experiment: Experiment, config: Config, *, data: bool = True) -> Cos
     """
     study = experiment.study
     if data:
-        dataset = read_dataset(config.data.root, format=config.data.format)
+        dataset = dataset_of(config.data)
         training, _ = split_training(dataset, fraction=config.data.validation, seed=config.seed)
         cases, subject = len(training), subject_of(config)
     else:

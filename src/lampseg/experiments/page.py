@@ -71,8 +71,8 @@ def _schedules() -> list[Part]:
     slow, fast = CONVENTIONAL.interval, PARALLEL.interval
     text = (
         f"With three devices the conventional U-Net does a batch every {slow:.3g} units, the parallel one every "
-        f"{fast:.3g}: {1 / slow:.3g} t and {1 / fast:.3g} t batches in a device time of t, as the paper says. What has to "
-        "be assumed for it is in docs/concepts/schedules-of-the-paper.md."
+        f"{fast:.3g}: {1 / slow:.3g} t and {1 / fast:.3g} t batches in a device time of t, as the paper says. What has "
+        "to be assumed for it is in docs/concepts/schedules-of-the-paper.md."
     )
     parts: list[Part] = [TextPart(text)]
     for drawing in drawings():

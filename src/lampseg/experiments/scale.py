@@ -38,6 +38,16 @@ SCALES: Mapping[str, Scale | None] = {
         cases=8,
         test=3,
     ),
+    # runs/phantom_study.sh: enough to learn the larger organs.
+    "study": Scale(
+        filters={32: 8, 64: 16, 128: 32},
+        edges=_EDGES,
+        batch={"64": 16, "128": 8, "192": 2, WHOLE: 2},
+        steps={"64": 300, "128": 150, "192": 50, WHOLE: 50},
+        options={"norm": "instance", "depth": 2},
+        cases=24,
+        test=12,
+    ),
     "smoke": Scale(
         filters={32: 2, 64: 3, 128: 4},
         edges=_EDGES,

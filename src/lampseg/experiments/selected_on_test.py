@@ -4,6 +4,7 @@ It flatters: the reported average may belong to no single model, and the test se
 as if they were made so, for a row's figure never falls from one input size to the next.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +35,14 @@ def selected_on_test(
     known: list[tuple[int, Evaluation]] = []
     for weights in sorted((run / "checkpoints" / "validated").glob("step-*.safetensors")):
         with safe_open(weights, framework="pt") as file:
-            stage = int(file.metadata()["stage"]) - 1
+            stage = int(json.loads(file.metadata()["trained"])["stage"]) - 1
         scored = folder / "on-test" / weights.stem
         if not (scored / "evaluation.json").is_file():
             window = experiment.study.inputs[stage].window
             size = None if isinstance(window, str) else (window,) * 3
             options = PredictOptions(f"validated/{weights.stem}", size, experiment.study.overlap)
             predict(run, [case.image for case in cases], out=scored / "predictions", devices=devices, options=options)
-            evaluate(scored / "predictions", dataset.root, out=scored)
+            evaluate(scored / "predictions", dataset, out=scored, metrics="dice")
             shutil.rmtree(scored / "predictions")
         source = scored / "evaluation.json"
         known.append((stage, Evaluation.from_json(source.read_text(encoding="utf-8"), source=str(source))))

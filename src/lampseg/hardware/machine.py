@@ -10,5 +10,9 @@ def threads_per_process(processes: int) -> int:
     the parts of its threads. A tiny network trained by RMSprop magnifies another rounding to 7e-3 of the loss within
     20 steps. `OMP_NUM_THREADS` overrides it.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(2, processes))
+    return max(1, cores() // max(2, processes))
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

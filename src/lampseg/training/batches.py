@@ -2,9 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +30,9 @@ class MicroBatch:
     device: torch.device
     region: Callable[[tuple[int, ...]], tuple[slice, ...]] | None = None
     """Gives the part of a shape that this process works on; None: all."""
+    used: set[str] = field(default_factory=set, compare=False)
+    """What was asked for so far: image, label, valid."""
+    _ahead: dict[str, Future[npt.NDArray[Any]]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,12 +49,11 @@ class MicroBatch:
 
     def image(self) -> Tensor:
         """My part of (N, C, X, Y, Z)."""
-        array = np.stack([self.sampler.image(draw) for draw in self.parts])
-        return torch.from_numpy(array).to(self.device, self.dtype)
+        return self._tensor("image").to(self.device, self.dtype)
 
     def target(self) -> Tensor:
         """My part of (N, X, Y, Z), int64."""
-        return torch.from_numpy(np.stack([self.sampler.label(draw) for draw in self.parts])).to(self.device)
+        return self._tensor("label").to(self.device)
 
     def annotated(self) -> Tensor:
         """(N, C), bool."""
@@ -58,4 +63,22 @@ class MicroBatch:
         """My part of (N, X, Y, Z), bool; None if nothing is padding, in my part or another's."""
         if not any(self.sampler.padded(draw) for draw in self.draws):
             return None
-        return torch.from_numpy(np.stack([self.sampler.valid(draw) for draw in self.parts])).to(self.device)
+        return self._tensor("valid").to(self.device)
+
+    def read_ahead(self, kind: str, pool: Executor) -> None:
+        """Has image, label or valid read by the pool, for the first who asks for it."""
+        if kind != "valid" or any(self.sampler.padded(draw) for draw in self.draws):
+            self._ahead[kind] = pool.submit(self._read, kind)
+
+    def _tensor(self, kind: str) -> Tensor:
+        self.used.add(kind)
+        begun = self._ahead.pop(kind, None)
+        return torch.from_numpy(self._read(kind) if begun is None else begun.result())
+
+    def _read(self, kind: str) -> npt.NDArray[Any]:
+        read: dict[str, Callable[[Draw], npt.NDArray[Any]]] = {
+            "image": self.sampler.image,
+            "label": self.sampler.label,
+            "valid": self.sampler.valid,
+        }
+        return np.stack([read[kind](draw) for draw in self.parts])

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lampseg.config import Config, StageConfig
-from lampseg.data import Dataset, PreparedCase, Sampler, prepare, read_dataset, split_training
+from lampseg.data import Dataset, PreparedCase, Sampler, check_channels, dataset_of, prepare, split_training
+from lampseg.data.augmentation import check_sides, side_pairs
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_sizes
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
@@ -51,6 +52,8 @@ class Job:
             stage=stage,
             positive=self.config.sampling.positive,
             class_balanced=self.config.sampling.class_balanced,
+            augmentation=self.config.augmentation,
+            pairs=side_pairs(self.classes),
         )
 
     def steps(self, stage: int) -> int:
@@ -75,8 +78,10 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
     Raises:
         UserError: anything wrong with the data, the network, or how the two fit together.
     """
-    dataset = read_dataset(config.data.root, format=config.data.format)
+    dataset = dataset_of(config.data)
+    check_sides(config.augmentation, dataset.classes)
     training, validation = split_training(dataset, fraction=config.data.validation, seed=config.seed)
+    check_channels((*training, *validation), channels=dataset.channels)
     folder = config.data.cache or cache
     ready = prepare(
         (*training, *validation), classes=len(dataset.classes), data=config.data, folder=folder, on_case=on_case
@@ -178,9 +183,10 @@ def smallest_volume(job: Job) -> tuple[int, int, int]:
 
 
 def padded_stages(job: Job) -> tuple[bool, ...]:
-    """For each curriculum stage, whether some training volume is padded: to the stride, or to the patch."""
+    """For each curriculum stage, whether some training volume is padded: to the stride, to the patch, or by a warp."""
     return tuple(
-        any(
+        job.config.augmentation.resamples
+        or any(
             size % step if stage.size is None else size < stage.size[axis]
             for case in job.training
             for axis, (size, step) in enumerate(zip(case.shape, job.stride))

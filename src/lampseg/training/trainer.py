@@ -21,6 +21,7 @@ from lampseg.parallel.spatial.self_check import check_slabs
 from lampseg.parallel.state import named_state
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
+from lampseg.training.ahead import ReadAhead
 from lampseg.training.batches import MicroBatch, cut
 from lampseg.training.checkpoint import (
     by_first_name,
@@ -58,6 +59,8 @@ class Trainer:
         self.loss = HybridLoss(job.class_weights, self.config.loss.focal, self.config.loss.gamma).to(world.device)
         self.lengths = [job.steps(stage) for stage in range(len(self.config.curriculum))]
         self.step = 0
+        prefetch = self.config.data.prefetch
+        self.ahead = ReadAhead(on=prefetch == "always" or (prefetch == "auto" and world.device.type == "cuda"))
         self._checked: set[tuple[int, ...]] = set()
         self.selection = Selection()
         network = job.build()
@@ -147,12 +150,10 @@ class Trainer:
 
     def _one_step(self, stage: int, within: int) -> dict[str, Any]:
         settings = self.config.curriculum[stage]
-        sampler = self.job.sampler(stage)
-        draws = sampler.draws(within)
-        # Volumes of one batch differ in shape; those of one micro-batch must not.
-        parts = cut(draws, len(draws) if settings.whole else self.plans[stage].micro_batches)
         runner = self.model.runner
-        batches = [MicroBatch(sampler, part, self.dtype, self.world.device, runner.region) for part in parts]
+        batches = self.ahead.take((stage, within)) or self._batches(stage, within)
+        if self.ahead.on and within + 1 < self.lengths[stage]:
+            self.ahead.announce((stage, within + 1), self._batches(stage, within + 1))
 
         def loss(m: int, output: Any) -> Tensor:
             batch = batches[m]
@@ -160,7 +161,7 @@ class Trainer:
             valid = batch.valid()
             valid = None if valid is None else runner.placed(valid, batch.shape)
             terms = supervised_loss(self.loss, output, target, batch.annotated(), valid)
-            return mini_batch_loss(terms, batch=len(draws))
+            return mini_batch_loss(terms, batch=settings.batch)
 
         self.memory.reset()
         begun = time.perf_counter()
@@ -173,6 +174,7 @@ class Trainer:
             )
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        self.ahead.note_used(batches)
         mine = {
             "loss": sum(losses),
             "peak": self.memory.read(),
@@ -192,7 +194,7 @@ class Trainer:
         record = {
             "step": self.step + 1,
             "stage": stage,
-            "epoch": within // sampler.steps_per_epoch,
+            "epoch": within // self.job.sampler(stage).steps_per_epoch,
             "loss": value,
             "seconds": max(rank["seconds"] for rank in ranks),
             "patch": largest,
@@ -206,6 +208,15 @@ class Trainer:
             record["busy_seconds"] = [rank["busy"] for rank in ranks]
             record["stage_seconds"] = [rank["stages"] for rank in ranks]
         return record
+
+    def _batches(self, stage: int, within: int) -> list[MicroBatch]:
+        """The micro-batches of a step; nothing is read yet."""
+        sampler = self.job.sampler(stage)
+        draws = sampler.draws(within)
+        # Volumes of one batch differ in shape; those of one micro-batch must not.
+        parts = cut(draws, len(draws) if self.config.curriculum[stage].whole else self.plans[stage].micro_batches)
+        region = self.model.runner.region
+        return [MicroBatch(sampler, part, self.dtype, self.world.device, region) for part in parts]
 
     def _held(self) -> Iterator[Tensor]:
         """What lies on my device between the steps: parameters, buffers, and the optimizer's numbers."""
@@ -247,7 +258,9 @@ class Trainer:
             if self.world.first:
                 for name in names:
                     path = self.checkpoints / f"{name}.safetensors"
-                    save_weights(path, weights, metadata={"step": str(self.step), "stage": str(stage + 1)})
+                    # One entry: of several, safetensors writes the order as it likes.
+                    trained = json.dumps({"step": self.step, "stage": stage + 1})
+                    save_weights(path, weights, metadata={"trained": trained})
                 write_text(self.run_folder / "best.json", json.dumps(self.selection.to_json()))
 
     def _save(self, stage: int, *, ended: bool) -> None:

@@ -9,31 +9,10 @@ from torch import Tensor
 
 from lampseg.data import PreparedCase
 from lampseg.evaluation import Evaluation, dice_per_class
-from lampseg.inference.segment import SlidingWindow, sliding_labels
+from lampseg.inference.padding import padded_shape
+from lampseg.inference.windows import SlidingWindow, sliding_labels
 from lampseg.parallel.model import ParallelModel
 from lampseg.training.supervision import logits_of
-
-
-def padded_shape(shape: Sequence[int], stride: Sequence[int], *, channels: int) -> tuple[int, ...]:
-    """(1, C, X, Y, Z) of a volume padded at its ends to multiples of the network's stride."""
-    return (1, channels, *(-(-size // step) * step for size, step in zip(shape, stride)))
-
-
-def pad_volume(
-    volume: np.ndarray,
-    shape: tuple[int, ...],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    region: tuple[slice, ...] | None = None,
-) -> Tensor:
-    """The volume (C, X, Y, Z) in the corner of zeros of `shape` (1, C, X', Y', Z'); or a region of that."""
-    region = region or tuple(slice(0, size) for size in shape[2:])
-    x = torch.zeros((*shape[:2], *(part.stop - part.start for part in region)), dtype=dtype, device=device)
-    inside = volume[:, *region]  # only these pages are read
-    _, a, b, c = inside.shape
-    x[0, :, :a, :b, :c] = torch.from_numpy(np.array(inside)).to(device, dtype)
-    return x
 
 
 def validate(
@@ -57,9 +36,13 @@ def validate(
     shapes = [padded_shape(case.shape, stride, channels=case.channels) for case in cases]
 
     def load(index: int) -> Tensor:
-        volume = np.load(cases[index].image, mmap_mode="r")
         region = model.runner.region(shapes[index])
-        return pad_volume(volume, shapes[index], device=world.device, dtype=dtype, region=region)
+        x = np.zeros((1, shapes[index][1], *(part.stop - part.start for part in region)), np.float32)
+        inside = tuple(slice(part.start, min(part.stop, size)) for part, size in zip(region, cases[index].shape))
+        if all(part.stop > part.start for part in inside):  # only these chunks are read
+            stored = cases[index].image_part(inside)
+            x[0][:, *(slice(0, size) for size in stored.shape[1:])] = stored
+        return torch.from_numpy(x).to(world.device, dtype)
 
     def segmented() -> Iterator[Tensor | None]:
         if window is None:
@@ -78,8 +61,7 @@ def validate(
             continue
         a, b, c = case.shape
         labels = found[:a, :b, :c].cpu()
-        assert case.label is not None
-        truth = torch.from_numpy(np.load(case.label).astype(np.int64))
+        truth = torch.from_numpy(case.label_part().astype(np.int64))
         scores[case.id] = dice_per_class(labels, truth, classes=len(classes), annotated=case.annotated)
     model.network.train()
     everywhere: dict[str, tuple[float | None, ...]] = {}

@@ -25,8 +25,8 @@ class Reproduce:
     """Folder of the data. Smaller scales can do without: a phantom stands for them."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """Experiments, such as seunet-128; without it all six."""
-    scale: Literal["full", "tiny", "smoke"] = "full"
-    """full: the paper's sizes; tiny: the same path in minutes on a CPU; smoke: two steps of everything."""
+    scale: Literal["full", "study", "tiny", "smoke"] = "full"
+    """full: the paper's sizes; study, tiny: the same path in an hour or in minutes on a CPU; smoke: two steps each."""
     devices: Annotated[str | None, tyro.conf.arg(metavar="N[xMEMORY]")] = None
     """As in train."""
     seed: int = 0

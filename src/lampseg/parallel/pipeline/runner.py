@@ -176,16 +176,28 @@ class PipelineRunner:
         device = self.mesh.world.device
         return torch.zeros(shape, dtype=dtype, device=device) if whole is None else whole.to(device, dtype)
 
+    def parts(
+        self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
+    ) -> Iterator[Tensor | None]:
+        """The logits (N, C, X, Y, Z) of each input where the output is; elsewhere None.
+
+        Args:
+            logits: those among what the network returns.
+        """
+        for output in self.predict(shapes, load=load):
+            yield None if output is None else logits(output)
+            del output
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError if the network can't take such an input; on every rank of the replica alike."""
+        self._lookup(tuple(shape), gradients=False)
+
     def labels(
         self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
     ) -> Iterator[Tensor | None]:
-        """Class indices (X, Y, Z) of each volume where the output is; elsewhere None.
-
-        Args:
-            logits: those (1, C, X, Y, Z) among what the network returns.
-        """
-        for output in self.predict(shapes, load=load):
-            yield None if output is None else logits(output)[0].argmax(0)
+        """Class indices (X, Y, Z) of each volume where the output is; elsewhere None. Arguments as of `parts`."""
+        for found in self.parts(shapes, load=load, logits=logits):
+            yield None if found is None else found[0].argmax(0)
 
     def _flight(
         self, stage: int, m: int, placed: tuple[Placement, tuple[Routes, ...]], *, seed: int, x: Tensor | None

@@ -152,22 +152,38 @@ class SlabRunner:
             del x
             yield output
 
+    def parts(
+        self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
+    ) -> Iterator[Tensor]:
+        """My part (see `region`) of each volume's logits, (1, C, *part), on my device.
+
+        Args:
+            logits: those (1, C, X, Y, Z) among what the network returns.
+        """
+        for output in self.predict(shapes, load=load):
+            mine = logits(output)
+            if {shard.axis for shard in layout_of(mine)} != {axis.number for axis in self.spatial.axes}:
+                raise UserError("the network's output is no slab: its last level has fewer planes than ranks")
+            del output
+            yield mine
+            del mine
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError if such a volume can't be cut, or the network can't take it; on every rank alike."""
+        self.region(shape)
+        kind = self.mesh.world.device.type
+        record_for(self.network, shape=tuple(shape), precision=self.precision, device=kind, gradients=False)
+
     def labels(
         self, shapes: Sequence[Shape], *, load: Callable[[int], Tensor], logits: Callable[[Any], Tensor]
     ) -> Iterator[Tensor | None]:
         """Class indices (X, Y, Z) of each volume on the CPU, on the first rank of the replica; elsewhere None.
 
-        Each rank finds those of its slab, so that nobody holds the logits of more than that.
-
-        Args:
-            logits: those (1, C, X, Y, Z) among what the network returns.
+        Each rank finds those of its slab, so that nobody holds the logits of more than that. Arguments as of `parts`.
         """
-        for shape, output in zip(shapes, self.predict(shapes, load=load), strict=True):
-            mine = logits(output)
-            if {shard.axis for shard in layout_of(mine)} != {axis.number for axis in self.spatial.axes}:
-                raise UserError("the network's output is no slab: its last level has fewer planes than ranks")
+        for shape, mine in zip(shapes, self.parts(shapes, load=load, logits=logits), strict=True):
             classes = mine[0].argmax(0).to(torch.uint8 if mine.shape[1] <= 256 else torch.int16).cpu()
-            del mine, output
+            del mine
             yield self._assembled(classes, shape)
 
     def _assembled(self, mine: Tensor, shape: Shape) -> Tensor | None:

@@ -1,0 +1,152 @@
+"""The model of a run for `predict`: which weights, and how it is split for images of a shape."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lampseg.commands.predict_options import PredictOptions
+from lampseg.commands.run_folder import Task
+from lampseg.config import Config
+from lampseg.data.headers import network_shape
+from lampseg.errors import UserError
+from lampseg.hardware.device import Hardware, hardware_for
+from lampseg.inference.inputs import InputCase
+from lampseg.inference.padding import padded_shape
+from lampseg.networks import build_network, on_meta
+from lampseg.parallel.model import ParallelModel
+from lampseg.parallel.spatial.grids import grids
+from lampseg.parallel.world import World
+from lampseg.partition import Plan, make_plan
+from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
+from lampseg.training.smallest import enough_voxels
+
+Shape = tuple[int, ...]
+
+
+def readable(
+    cases: Sequence[InputCase], *, options: PredictOptions, config: Config, task: Task
+) -> tuple[dict[str, Shape], dict[str, str]]:
+    """What the headers tell: what the network is given at once of each case, by its name; and what is wrong."""
+    shapes: dict[str, Shape] = {}
+    faults: dict[str, str] = {}
+    for case in cases:
+        try:
+            shape = network_shape(case.images, data=config.data)
+        except UserError as error:
+            faults[case.name] = str(error)
+            continue
+        shapes[case.name] = input_shape(shape, options=options, task=task)
+    return shapes, faults
+
+
+def input_shape(shape: Sequence[int], *, options: PredictOptions, task: Task) -> Shape:
+    """What the network is given at once of a volume (X, Y, Z) on its grid: (N, C, X, Y, Z)."""
+    channels = len(task.channels)
+    window = options.sliding()
+    if window is None:
+        return padded_shape(shape, task.stride, channels=channels)
+    return (window.per_pass, channels, *window.size)
+
+
+def largest(shapes: dict[str, Shape]) -> Shape:
+    """The one with most voxels: for it the network is split."""
+    return max(shapes.values(), key=math.prod)
+
+
+def check_plan(shape: Shape, *, options: PredictOptions, config: Config, task: Task, devices: int) -> None:
+    """Whether the network takes such an input on so many devices, before anything starts.
+
+    Raises:
+        UserError: it does not.
+    """
+    network = on_meta(lambda: _network(config, task))
+    network.eval()
+    where = "the largest image" if options.window is None else "--window"
+    remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
+    with enough_voxels(where, shape[2:], remedy=remedy):
+        _plan(network, shape, options=options, config=config, task=task, devices=devices)
+
+
+def load_model(
+    run: Path, options: PredictOptions, *, config: Config, task: Task, world: World, shape: Shape
+) -> ParallelModel:
+    """The run's network with a checkpoint's weights, split over the ranks for inputs such as `shape`."""
+    network = _network(config, task)
+    file = weights_file(run, options.checkpoint)
+    weights = load_weights(file)
+    check_fits(network, weights, source=str(file))
+    network.load_state_dict(weights)
+    network.eval()
+    plan: Any = None
+    if world.first:
+        hardware = hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size)
+        plan = _plan(network, shape, options=options, config=config, task=task, devices=world.size, hardware=hardware)
+    plan = world.broadcast(plan)
+    del weights
+    return ParallelModel(network, plan, world=world, training=False, stride=task.stride)
+
+
+def _network(config: Config, task: Task) -> nn.Module:
+    network = build_network(config.network, in_channels=len(task.channels), out_channels=len(task.classes))
+    return network.double() if config.precision == "float64" else network
+
+
+def _plan(
+    network: nn.Module,
+    shape: Shape,
+    *,
+    options: PredictOptions,
+    config: Config,
+    task: Task,
+    devices: int,
+    hardware: Hardware | None = None,
+) -> Plan:
+    """Slabs of whole volumes, if the run was trained so; else stages of the network.
+
+    Raises:
+        UserError: the network can't be split so.
+    """
+    in_slabs = config.parallel.mode == "spatial" and options.window is None and devices > 1
+    plan = make_plan(
+        network,
+        shape=shape,
+        devices=1 if in_slabs else devices,
+        precision=config.precision,
+        hardware=hardware,
+        training=False,
+    )
+    if not in_slabs:
+        return plan
+    found = grids(devices, size=shape[2:], stride=task.stride)
+    if not found:
+        raise UserError(
+            f"a volume of {list(shape[2:])} voxels can't be cut into {devices} slabs of at least {list(task.stride)}: "
+            "use fewer --devices, or a --window"
+        )
+    return replace(plan, choices=replace(plan.choices, slabs=found[0]))
+
+
+def weights_file(run: Path, checkpoint: str) -> Path:
+    """The file that best, last, stage-N or a path names.
+
+    Raises:
+        UserError: there is none; those that there are, are listed.
+    """
+    folder = run / "checkpoints"
+    if checkpoint == "last":
+        steps = step_checkpoints(folder)
+        if steps:
+            return steps[-1] / "network.safetensors"
+    elif (folder / f"{checkpoint}.safetensors").is_file():
+        return folder / f"{checkpoint}.safetensors"
+    elif Path(checkpoint).is_file():
+        return Path(checkpoint)
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    there += ["last"] if step_checkpoints(folder) else []
+    raise UserError(
+        f"{run}: has no checkpoint `{checkpoint}`; there is {', '.join(there) or 'none yet: train it first'}"
+    )
