@@ -63,6 +63,17 @@ def test_a_dicom_folder_is_one_case(name: str, folder: Path) -> None:
     assert [(case.name, case.images) for case in cases_of([folder / name])] == [(name, (folder / name,))]
 
 
+def test_dicom_folders_in_a_folder_and_files_of_a_series(folder: Path) -> None:
+    (folder / "scans").mkdir()
+    for name in ("series", "nameless"):
+        (folder / name).rename(folder / "scans" / name)
+    both = [("nameless", ["nameless"]), ("series", ["series"])]
+    assert found([folder / "scans"]) == both
+    named = [folder / "scans" / "nameless" / "IM1", *sorted((folder / "scans" / "series").iterdir())]
+    assert found(named) == both
+    assert found(named, 2) == both
+
+
 def test_files_of_one_channel_each_make_a_case(folder: Path) -> None:
     """Only if all channels are there; a file of another name may hold all of them."""
     parts = ["p_0000.nii.gz", "p_0001.nii.gz"]

@@ -38,9 +38,9 @@ def case_of(path: Path) -> InputCase:
 def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
     """The cases in order: files as given, folders by name.
 
-    A folder is that of volumes (hidden files such as AppleDouble's left out), or one DICOM series. A `.json` file is
-    an MSD dataset.json: the scans that its `test` lists. With several channels the files CASE_0000, CASE_0001, ... of a
-    folder are one case, CASE.
+    A folder is that of volumes (hidden files such as AppleDouble's left out), of one DICOM series, or of folders of one
+    each; files of a series stand for their folder. A `.json` file is an MSD dataset.json: the scans that its `test`
+    lists. With several channels the files CASE_0000, CASE_0001, ... of a folder are one case, CASE.
 
     Args:
         channels: of the network.
@@ -49,11 +49,16 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
         UserError: a path does not exist, a folder or list has no image, or two cases have one name.
     """
     files: list[Path] = []
+    series: set[Path] = set()
     for path in paths:
         if path.is_dir():
             files += _of_folder(path)
         elif path.suffix == ".json" and path.is_file():
             files += _of_list(path, channels)
+        elif path.is_file() and not path.name.endswith(SUFFIXES) and is_dicom(path):
+            # A series is one image, however many of its files are named.
+            files += [path.parent] if path.absolute().parent not in series else []
+            series.add(path.absolute().parent)
         elif path.is_file():
             files.append(path)
         else:
@@ -86,6 +91,9 @@ def _of_folder(folder: Path) -> list[Path]:
         return found
     if any(path.is_file() and is_dicom(path) for path in there):
         return [folder]
+    series = [path for path in there if path.is_dir() and is_dicom(path)]
+    if series:
+        return series
     raise UserError(
         f"{folder}: there is no .nii or .nii.gz file in this folder, nor another that can be read (.nrrd, .npy, a "
         "DICOM series)"

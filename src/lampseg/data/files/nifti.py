@@ -35,12 +35,27 @@ def read(path: Path, *, scaled: bool) -> Stored:
     with _opened(path) as (image, stream):
         check_numbers(path, image.dataobj.dtype)
         channels, *space = _shape(path, image.shape)
-        load = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else image.dataobj
-        array = np.asarray(load).reshape((*space, channels))
+        if scaled:
+            array = _by_plane(image.dataobj, (channels, *space))
+        else:
+            array = np.moveaxis(np.asarray(image.dataobj).reshape((*space, channels)), -1, 0)
         while stream.read(1 << 20):
             pass
         affine = checked_affine(path, np.asarray(image.affine, dtype=np.float64), remedy=_REMEDY)
-    return Stored(np.moveaxis(array, -1, 0), affine, image.header)
+    return Stored(array, affine, image.header)
+
+
+def _by_plane(stored: Any, shape: Shape) -> Array:
+    """Float32 (C, X, Y, Z) in C order, read plane by plane: files have the opposite order, and turning a whole scan
+    around would take twice its memory.
+    """
+    array = np.empty(shape, np.float32)
+    rest = (0,) * (len(stored.shape) - 4)
+    for channel in range(shape[0]):
+        for z in range(shape[3]):
+            place = (slice(None), slice(None), z, channel, *rest)[: len(stored.shape)]
+            array[channel, :, :, z] = stored[place]
+    return array
 
 
 def geometry(path: Path) -> tuple[Shape, Affine]:
@@ -65,7 +80,7 @@ def write_labels(path: Path, labels: Array, affine: Affine, *, header: Any = Non
     assert affine.shape == (4, 4)
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.uint16
     version = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = version(labels.astype(dtype), affine, None if header is None else header.copy())
+    image = version(labels.astype(dtype, copy=False), affine, None if header is None else header.copy())
     image.set_data_dtype(dtype)
     image.header.extensions.clear()
     for field in ("descrip", "aux_file", "intent_name", "cal_min", "cal_max"):
