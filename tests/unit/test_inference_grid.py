@@ -175,7 +175,7 @@ def test_memory_is_that_of_the_labels_and_a_slab() -> None:
 def test_reading_holds_an_image_once(kind: Any, tmp_path: Path) -> None:
     """And not a second time in the file's order of axes."""
     path = tmp_path / "image.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.zeros((90, 80, 70), kind), np.eye(4)), path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((150, 140, 120), kind), np.eye(4)), path)
     read_volume(path)  # what the libraries keep
     tracemalloc.start()
     volume = read_volume(path)
