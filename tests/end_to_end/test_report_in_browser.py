@@ -172,7 +172,9 @@ def test_names_cannot_run_and_nothing_else_may(viewer: Browser) -> None:
 
 
 def test_tables_sort_by_mouse_and_keyboard(viewer: Browser) -> None:
-    table = "[...document.querySelectorAll('table')].find(t => t.tHead && t.tHead.textContent.startsWith('organmean'))"
+    table = (
+        "[...document.querySelectorAll('table')].find(t => t.tHead && t.tHead.textContent.startsWith('organmean95'))"
+    )
     column = f"[...({table}).tBodies[0].rows].map(row => row.cells[1].textContent)"
     original = viewer.run(column)
     assert original == ["0.800", "1.000", "0.000"]

@@ -118,9 +118,9 @@ def test_the_run_folder_is_complete(on_two: Path, phantom: Dataset) -> None:
 
 
 def test_the_tensors_take_what_the_plan_predicted(on_two: Path, config: Path, folder: Path) -> None:
-    """Within 3% where a step has the planned shapes: patches; and beside it in the report."""
+    """Within 3% where a step has the planned shapes: patches, not warped; and beside it in the report."""
     options = ("parallel.mode=pipeline", "curriculum.0.steps=2", "curriculum.1.steps=2", "curriculum.2.steps=1")
-    pipeline = train(config, folder / "pipeline", *options, "data.validation=0", devices=2)
+    pipeline = train(config, folder / "pipeline", *options, "data.validation=0", "augmentation=none", devices=2)
     for run in (on_two, pipeline):
         plans = plans_from_json((run / "plan.json").read_text())
         counted = [record for record in steps(run) if "tensor_peak_bytes" in record and record["stage"] < 2]
@@ -129,7 +129,11 @@ def test_the_tensors_take_what_the_plan_predicted(on_two: Path, config: Path, fo
             predicted = [load.tensor_bytes for load in plans[stage].devices] * plans[stage].choices.replicas
             # The optimizer's first step makes its numbers: the second and the third are whole.
             for record in [record for record in counted if record["stage"] == stage][1:]:
-                assert record["tensor_peak_bytes"] == pytest.approx(predicted, rel=0.03)
+                found = record["tensor_peak_bytes"]
+                if run == pipeline:
+                    assert found == pytest.approx(predicted, rel=0.03)
+                else:  # a warp may need the mask of padding, which the plan counts, or not
+                    assert all(0.9 * most < nbytes < 1.03 * most for nbytes, most in zip(found, predicted))
         for record in steps(run):
             plan = plans[record["stage"]]
             assert record["plan"] == plan.choices.fingerprint

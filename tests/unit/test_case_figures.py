@@ -1,5 +1,6 @@
 """One case measured: known grids, boxes, volumes and values, whatever the axes of the file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def test_channels_are_sampled_at_the_same_voxels(tmp_path: Path) -> None:
     assert len(found.intensity) == 2
     for values in found.samples.values():
         np.testing.assert_array_equal(values[0] + 5, values[1])
+
+
+def test_a_file_for_each_organ(tmp_path: Path) -> None:
+    """The second is the only one drawn, in a file of its own."""
+    case = save(tmp_path, scan())
+    nib.save(nib.Nifti1Image((organs() == 2).astype(np.uint8), AFFINE), tmp_path / "cord.nii.gz")
+    masks = ((2, tmp_path / "cord.nii.gz"),)
+    found = measure_case(replace(case, annotated=(2,), masks=masks), classes=CLASSES, sample=50)
+    assert {index: each.voxels for index, each in found.classes.items()} == {2: 4}
+    assert sorted(found.samples[2][0].tolist()) == sorted(scan()[organs() == 2].tolist())
 
 
 def test_without_labels(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """DICOM series -> volumes: the known affine and values, as SimpleITK reads them, and every series that is refused."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import gdcm
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from pydicom.encaps import encapsulate
@@ -118,6 +120,28 @@ def transcode(path: Path, syntax: str) -> None:
     writer.SetFile(reader.GetFile())
     writer.SetImage(change.GetOutput())
     assert writer.Write()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "693_J2KI.dcm",
+        "CT_small.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "MR_small_jp2klossless.dcm",
+    ],
+)
+def test_files_of_real_scanners(name: str, tmp_path: Path) -> None:
+    """pydicom brings them along: single slices in many encodings."""
+    path = tmp_path / name
+    shutil.copy(Path(pydicom.__file__).parent / "data" / "test_files" / name, path)
+    volume, other = read_dicom(path), SimpleITK.ReadImage(path)
+    np.testing.assert_allclose(volume.array[0], SimpleITK.GetArrayFromImage(other).T, atol=1e-3)
+    np.testing.assert_allclose(np.diag([-1, -1, 1]) @ volume.affine[:3, 3], other.GetOrigin(), atol=1e-3)
 
 
 def test_pixels_that_no_decoder_reads(tmp_path: Path) -> None:

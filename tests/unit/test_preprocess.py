@@ -238,6 +238,28 @@ def test_what_is_prepared_is_reused_until_something_changes(tmp_path: Path, monk
     assert runs(case, plain) == 0
 
 
+def test_a_changed_file_within_a_folder_is_noticed(tmp_path: Path) -> None:
+    """A DICOM series is a folder, which says nothing of its files' content."""
+    (tmp_path / "series").mkdir()
+    slices = [tmp_path / "series" / name for name in ("1.dcm", "2.dcm")]
+    for path in slices:
+        path.write_bytes(b"slice")
+    case = Case("a", (tmp_path / "series",), None, None)
+
+    def key() -> Any:
+        return preprocess._key(case, CLASSES, config())
+
+    first = key()
+    assert key() == first
+    state = slices[0].parent.stat()
+    slices[1].write_bytes(b"longer")
+    os.utime(slices[0].parent, ns=(state.st_atime_ns, state.st_mtime_ns))
+    second = key()
+    assert second != first
+    os.utime(slices[0], ns=(1, 1))
+    assert key() not in (first, second)
+
+
 @pytest.mark.parametrize("name", ["image.b2nd", "label.b2nd", "points.npz", "case.json"])
 @pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1])])
 def test_a_damaged_entry_is_prepared_again(name: str, spoil: Any, tmp_path: Path) -> None:

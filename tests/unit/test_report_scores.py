@@ -54,10 +54,10 @@ def test_summary_of_an_organ() -> None:
     scores = scores_from_json(json.dumps(TREE))
     sd = f"{statistics.stdev([0.9, 0.7]):.3f}"
     assert scores.summary_rows(scores.metrics[0]) == [
-        ["BrainStem", "0.800", sd, "0.800", "0.700", "0.900", "2"],
-        ["Chiasm", "0.500", "-", "0.500", "0.500", "0.500", "1"],
+        ["BrainStem", "0.800", "0.700 to 0.900", sd, "0.800", "0.700", "0.900", "2"],
+        ["Chiasm", "0.500", "-", "-", "0.500", "0.500", "0.500", "1"],
     ]
-    assert scores.summary_rows(scores.metrics[1])[1] == ["Chiasm", "4.25", "-", "4.25", "4.25", "4.25", "1"]
+    assert scores.summary_rows(scores.metrics[1])[1] == ["Chiasm", "4.25", "-", "-", "4.25", "4.25", "4.25", "1"]
 
 
 def test_the_worst_come_first_and_the_excluded_never() -> None:

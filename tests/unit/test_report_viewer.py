@@ -12,11 +12,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from lampseg.data.dataset import Case
 from lampseg.errors import UserError
 from lampseg.evaluation.case_files import CaseArrays, CaseFiles, read_case
 from lampseg.evaluation.colours import class_colour, class_rgb
 from lampseg.evaluation.viewer import CONFUSED, MISSED, SUPERFLUOUS, niivue, numbered_classes, viewer_case
-from tests.unit.fake_cases import NAMES, SHAPE, labels_of, make_cases, predicted
+from tests.unit.fake_cases import NAMES, SHAPE, labels_of, make_cases, predicted, save
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,18 @@ def test_case_is_read_in_ras_order(case: CaseArrays) -> None:
     np.testing.assert_array_equal(case.truth, labels_of(1))
     assert case.spacing == (1, 1, 2)
     np.testing.assert_allclose(case.affine[:3, 3], [-(SHAPE[0] - 1), 0, 0])
+
+
+def test_a_listed_case_may_have_channels_and_masks_in_files_of_their_own(tmp_path: Path) -> None:
+    labels = labels_of(1)
+    channels = tuple(save(tmp_path / f"x_{c}.nii.gz", np.full(SHAPE, 10.0 + c, np.float32)) for c in (0, 1))
+    masks = tuple((c, save(tmp_path / f"mask_{c}.nii.gz", (labels == c).astype(np.uint8))) for c in (1, 2, 3))
+    listed = Case("x", channels, None, None, masks)
+    read = read_case(CaseFiles("x", channels[0], listed=listed))
+    np.testing.assert_array_equal(read.truth, labels)
+    assert read.image.shape == SHAPE
+    assert np.unique(read.image) == [10.0], "the first channel is shown"
+    assert read.prediction is None
 
 
 def test_volumes_are_those_of_the_files(case: CaseArrays) -> None:

@@ -1,8 +1,11 @@
 """Joining a group of processes; a group of one needs no launcher."""
 
+import contextlib
+
+import pytest
 import torch
 
-from lampseg.parallel.world import join, leave
+from lampseg.parallel.world import join, leave, membership
 
 
 def test_a_world_of_one_is_first() -> None:
@@ -23,3 +26,19 @@ def test_denormal_numbers_are_flushed_to_zero() -> None:
     join(device="cpu", timeout=30)
     assert float(torch.full((8,), 1e-30) @ torch.full((8,), 1e-10)) == 0
     leave()
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_leaving_restores_how_denormal_numbers_are_treated(before: bool) -> None:
+    """`predict` on one device, then `evaluate` in the same process: scipy's KDTree overflowed the stack."""
+    torch.set_flush_denormal(before)
+    try:
+        for fails in (False, True):
+            with contextlib.suppress(KeyError), membership(device="cpu", timeout=30):
+                assert float(torch.full((8,), 1e-30) @ torch.full((8,), 1e-10)) == 0
+                if fails:
+                    raise KeyError
+            assert (float(torch.full((8,), 1e-30) @ torch.full((8,), 1e-10)) == 0) == before
+    finally:
+        torch.set_flush_denormal(False)

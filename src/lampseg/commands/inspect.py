@@ -14,6 +14,7 @@ from lampseg.config import DataConfig, NetworkConfig
 from lampseg.data import Case, Dataset, read_dataset
 from lampseg.data.case_figures import CaseHeader, read_header
 from lampseg.data.case_pool import default_jobs, measure_cases
+from lampseg.data.dataset import format_of
 from lampseg.data.dicom import is_dicom
 from lampseg.data.dicom_dataset import read_dicom_dataset
 from lampseg.data.fingerprint import Fingerprint, Measured, fingerprint_json, make_fingerprint, sample_size
@@ -176,12 +177,9 @@ def _networks(names: Sequence[str] | None) -> tuple[tuple[str, NetworkConfig], .
 def _dataset(root: Path, format: str) -> tuple[Dataset, dict[str, str]]:
     if format == "dicom":
         return read_dicom_dataset(root)
-    try:
-        return read_dataset(root, format=format), {}
-    except UserError:
-        if format == "auto" and not (root / "dataset.json").exists() and is_dicom(root):
-            return read_dicom_dataset(root)
-        raise
+    if format == "auto" and format_of(root) is None and is_dicom(root):
+        return read_dicom_dataset(root)
+    return read_dataset(root, format=format), {}
 
 
 def _headers(cases: Sequence[Case], faulty: dict[str, str], listed: Any) -> dict[str, CaseHeader]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lampseg.data.case_files import image_geometry, read_image, read_truth
-from lampseg.data.dataset import Case
+from lampseg.data.cases import Case
 from lampseg.data.dicom import is_dicom
 from lampseg.data.grid import triple
 from lampseg.data.rtstruct import empty_slices_between, match_regions, read_structure_set, region_mask

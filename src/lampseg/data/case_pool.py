@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 from lampseg.data.case_figures import CaseFigures, measure_case
-from lampseg.data.dataset import Case
+from lampseg.data.cases import Case
 from lampseg.errors import UserError
 
 DEFAULT_JOBS = 4

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from lampseg.data.dataset import Case, Dataset
+from lampseg.data.cases import Case, Dataset
 from lampseg.data.dicom_files import DicomSeries, dicom_files, header_of, read_dicom_series, text_of
 from lampseg.data.rtstruct import StructureSet, plain_name, read_structure_set
 from lampseg.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lampseg.data.case_figures import FOREGROUND, IMAGE, CaseFigures, CaseHeader, ClassFigures
-from lampseg.data.dataset import Case
+from lampseg.data.cases import Case
 
 VERSION = 1
 """Of the JSON form; raised when a key changes its meaning or goes. New keys do not raise it."""

@@ -105,7 +105,7 @@ def _ask(process: subprocess.Popen[bytes], case: Case, task: tuple[Any, ...]) ->
 def _voxels(case: Case, data: DataConfig) -> int:
     """Of all channels, on the larger of the two grids; 0 if the header can't be read: reading says what is wrong."""
     try:
-        shape, affine = image_geometry(case.images)
+        shape, affine = image_geometry(case.images, voxel_size=data.voxel_size)
     except UserError:
         return 0
     there = math.prod(shape)

@@ -163,19 +163,12 @@ def _points(label: npt.NDArray[np.uint8], case_id: str, classes: int) -> dict[st
 def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
     """All that decides what is prepared, as JSON gives it back."""
 
-    def stamp(path: Path) -> list[Any] | None:
-        try:
-            state = path.stat()
-        except OSError:
-            return None  # reading it will say what is wrong
-        return [str(path.resolve()), state.st_size, state.st_mtime_ns]
-
     options = data.model_dump(include={"spacing", "voxel_size", "window", "intensity"})
     more = {field.name: getattr(case, field.name) for field in fields(case) if field.name not in _CASE_FIELDS}
     key = {
         "version": FORMAT_VERSION,
         "libraries": {name: ".".join(version(name).split(".")[:2]) for name in LIBRARIES},
-        "files": [stamp(path) for path in case.files],
+        "files": [_stamp(path) for path in case.files],
         "masks": [index for index, _ in case.masks],
         "labelled": case.labelled,
         "annotated": list(_annotated(case, classes)),
@@ -185,6 +178,18 @@ def _key(case: Case, classes: int, data: DataConfig) -> dict[str, Any]:
     }
     as_read: dict[str, Any] = json.loads(json.dumps(key, default=str))
     return as_read
+
+
+def _stamp(path: Path) -> list[Any] | None:
+    """By what a changed file is told; for a folder (a DICOM series), the stamps of its files, as a digest."""
+    try:
+        state = path.stat()
+        if path.is_dir():
+            stamps = [_stamp(inner) for inner in sorted(path.iterdir())]
+            return [str(path.resolve()), hashlib.sha256(json.dumps(stamps).encode()).hexdigest()]
+    except OSError:
+        return None  # reading it will say what is wrong
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
 
 
 def _annotated(case: Case, classes: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lampseg.data.case_files import read_image, read_truth
-from lampseg.data.dataset import Case, Dataset, read_dataset
+from lampseg.data.dataset import Case, Dataset, format_of, read_dataset
 from lampseg.data.volume import Volume, file_id, read_volume, spacing_of
 from lampseg.errors import UserError
 
@@ -134,10 +134,10 @@ def class_names(labels: Path) -> tuple[str, ...] | None:
 
 
 def _dataset(labels: Path) -> Dataset | None:
-    for root in (labels, labels.parent):
-        if (root / "dataset.json").is_file():
-            return read_dataset(root)
-    return None
+    """What `labels` is, if it is a dataset in any known layout, or what it lies in."""
+    if labels.is_file() or (labels / "dataset.json").is_file() or (labels.is_dir() and format_of(labels) is not None):
+        return read_dataset(labels)
+    return read_dataset(labels.parent) if (labels.parent / "dataset.json").is_file() else None
 
 
 def _known(labels: Path) -> tuple[Mapping[str, Case], Mapping[str, Path]]:
@@ -148,7 +148,7 @@ def _known(labels: Path) -> tuple[Mapping[str, Case], Mapping[str, Path]]:
         listed[case.id] = case
         if case.label is not None:
             listed.setdefault(file_id(case.label), case)
-    return listed, _nifti(labels)
+    return listed, {} if labels.is_file() else _nifti(labels)
 
 
 def _recorded(predictions: Path) -> dict[str, Path]:

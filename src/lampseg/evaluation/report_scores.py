@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lampseg.evaluation.scores import Evaluation
+from lampseg.evaluation.statistics import summarise
 from lampseg.evaluation.tables import ABSENT
 
 Values = Mapping[str, tuple[float | None, ...]]
@@ -80,18 +81,24 @@ class ReportScores:
         return statistics.fmean(values) if values else None
 
     def summary_rows(self, metric: Metric) -> list[list[str]]:
-        """For each organ: mean, sd, median, lowest, highest, number of scored cases."""
+        """For each organ: mean, its 95 % interval, sd, median, lowest, highest, number of cases."""
         rows = []
         for organ in self.organs:
             values = self.of_organ(metric.key, organ)
-            numbers = [
-                self.mean(metric.key, organ),
-                statistics.stdev(values) if len(values) > 1 else None,
-                statistics.median(values) if values else None,
-                min(values, default=None),
-                max(values, default=None),
-            ]
-            rows.append([organ, *map(metric.text, numbers), str(len(values))])
+            found = summarise(values)
+            ends = found.interval
+            rows.append(
+                [
+                    organ,
+                    metric.text(found.mean),
+                    ABSENT if ends is None else f"{metric.text(ends.low)} to {metric.text(ends.high)}",
+                    metric.text(found.sd),
+                    metric.text(found.median),
+                    metric.text(min(values, default=None)),
+                    metric.text(max(values, default=None)),
+                    str(found.count),
+                ]
+            )
         return rows
 
     def worst(self, count: int, *, metric: str = "dice") -> tuple[tuple[str, str, float], ...]:

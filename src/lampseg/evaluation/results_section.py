@@ -77,9 +77,10 @@ def _metric(scores: ReportScores, metric: Metric) -> list[Part]:
 def _summary(scores: ReportScores, metric: Metric) -> TablePart:
     better = {True: " Higher is better.", False: " Lower is better.", None: ""}[metric.higher_is_better]
     return TablePart(
-        ["organ", "mean", "sd", "median", "lowest", "highest", "cases"],
+        ["organ", "mean", "95 % interval", "sd", "median", "lowest", "highest", "cases"],
         scores.summary_rows(metric),
-        note=f"{metric.heading} of every organ over the cases for which there is a value.{better}",
+        note=f"{metric.heading} of every organ over the cases for which there is a value.{better} "
+        "The interval is that of the mean, by the bootstrap over cases.",
     )
 
 

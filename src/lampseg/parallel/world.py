@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -116,14 +117,22 @@ def membership(*, device: str, timeout: float) -> Iterator[World]:
     After an error a process on its own leaves, too, so that its caller may try again. One of several does not: it
     could wait for its peers, and it is about to end.
     """
+    flushed = _denormals_are_flushed()
     world = join(device=device, timeout=timeout)
     try:
         yield world
     except BaseException:
         if world.size == 1:
             leave()
+            torch.set_flush_denormal(flushed)
         raise
     leave()
+    # As before: where denormals are flushed, scipy's KDTree recurses without end (it splits at the number next to 0).
+    torch.set_flush_denormal(flushed)
+
+
+def _denormals_are_flushed() -> bool:
+    return float(np.full(1, 1e-30, np.float32)[0] * np.float32(1e-10)) == 0
 
 
 def keep_to_stated_memory(stated: int | str | None, *, world: World) -> None:
