@@ -36,7 +36,7 @@ def test_they_are_listed() -> None:
 
 
 def test_an_unknown_one_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"`speed` is not known; choose one of optimal_cut, .*plan_accuracy"):
+    with pytest.raises(UserError, match=r"`speed` is not known; choose one of .*optimal_cut, .*plan_accuracy"):
         verb.benchmark("speed")
 
 

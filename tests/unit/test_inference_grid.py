@@ -2,15 +2,17 @@
 
 import itertools
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from lampseg.config import DataConfig
-from lampseg.data import GridInfo, Volume, image_to_network, labels_to_grid
+from lampseg.data import GridInfo, Volume, image_to_network, labels_to_grid, read_volume
 from lampseg.data.back_to_grid import labels_in, lines_of, region_of
 from lampseg.inference.labelling import Labelling
 from lampseg.inference.tiles import Box, Tile, overlap, read, sizes, whole, within
@@ -167,6 +169,20 @@ def test_memory_is_that_of_the_labels_and_a_slab() -> None:
     slab = 4 * 2**21
     assert peak < 1.2 * labelled
     assert tensors.largest <= slab, "the scores of one class on one slab are the largest tensor"
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_reading_holds_an_image_once(kind: Any, tmp_path: Path) -> None:
+    """And not a second time in the file's order of axes."""
+    path = tmp_path / "image.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((150, 140, 120), kind), np.eye(4)), path)
+    read_volume(path)  # what the libraries keep
+    tracemalloc.start()
+    volume = read_volume(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert volume.array.flags.c_contiguous
+    assert peak < 1.4 * volume.array.nbytes
 
 
 class _Peak(torch.utils._python_dispatch.TorchDispatchMode):

@@ -34,11 +34,11 @@ def read(path: Path, *, scaled: bool) -> Stored:
     """
     with _opened(path) as (image, stream):
         check_numbers(path, image.dataobj.dtype)
-        channels, *space = _shape(path, image.shape)
+        shape = _shape(path, image.shape)
         if scaled:
-            array = _by_plane(image.dataobj, (channels, *space))
+            array = _by_plane(image.dataobj, shape)
         else:
-            array = np.moveaxis(np.asarray(image.dataobj).reshape((*space, channels)), -1, 0)
+            array = np.moveaxis(np.asarray(image.dataobj).reshape((*shape[1:], shape[0])), -1, 0)
         while stream.read(1 << 20):
             pass
         affine = checked_affine(path, np.asarray(image.affine, dtype=np.float64), remedy=_REMEDY)
