@@ -13,7 +13,7 @@ from tests.unit.fake_run import make_run
 
 EVIL = "</script><script>window.stolen = 1</script>"
 CLASSES = ("background", "BrainStem", EVIL, "<img src=x onerror='window.stolen = 1'>")
-CASES = ("case_a", "<img src=x onerror=window.stolen=1>")
+CASES = ("<img src=x onerror=window.stolen=1>", "case_b")
 CANVAS = "#viewer canvas"
 RESET = """(() => {
   const set = (control, kind, change) => { change(control); control.dispatchEvent(new Event(kind)) };
@@ -194,6 +194,7 @@ def test_what_was_not_scored_stays_last(viewer: Browser) -> None:
     table = "[...document.querySelectorAll('table')].find(t => t.tHead && t.tHead.textContent.startsWith('case'))"
     column = f"[...({table}).tBodies[0].rows].map(row => row.cells[3].textContent)"
     press = f"({table}).tHead.rows[0].cells[3].querySelector('button').click()"
+    assert viewer.run(column) == ["-", "0.000"]
     for _ in range(2):
         viewer.run(press)
         assert viewer.run(column) == ["0.000", "-"]
