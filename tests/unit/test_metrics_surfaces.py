@@ -10,6 +10,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, gaussian_filter
 
+from lampseg.denormals import denormals
 from lampseg.evaluation.surfaces import surface_dice, surface_voxels, voxel_distances
 
 Mask = NDArray[np.bool_]
@@ -120,3 +121,11 @@ def test_rounding_does_not_decide_what_is_within_the_tolerance() -> None:
     assert 19 * step + step > 2.0
     far = surface_dice(prediction, truth, spacing=(step, 1.0, 1.0), tolerance=2.0)
     assert far == pytest.approx(1.0)
+
+
+def test_surfaces_are_measured_where_denormal_numbers_are_flushed() -> None:
+    """As in the process of a run on one device: scipy's KDTree overflows the stack there."""
+    mask = np.zeros((60, 60, 60), bool)
+    mask[5:55, 5:55, 5:55] = True
+    with denormals(flushed=True):
+        assert voxel_distances(mask, mask, spacing=(1, 1, 1)).hd95 == 0

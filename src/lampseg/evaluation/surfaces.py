@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from lampseg.denormals import denormals
+
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
@@ -105,5 +107,6 @@ def _surface_elements(mask: Mask, *, spacing: Sequence[float]) -> tuple[Floats, 
 
 def _nearest(points: Floats, others: Floats) -> Floats:
     """From each of the points to the nearest of the others."""
-    distances: Floats = KDTree(others, leafsize=32).query(points)[0]
+    with denormals(flushed=False):
+        distances: Floats = KDTree(others, leafsize=32).query(points)[0]
     return distances

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
+from lampseg.denormals import denormals
 from lampseg.parallel.devices import parse_devices
 
 Kind = Literal["forward", "backward"]
@@ -88,8 +88,6 @@ def join(*, device: str, timeout: float) -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         local, backend = torch.device("cpu"), "gloo"
-        # A confident softmax has gradients below 1e-38. Denormal numbers make a convolution 100 times slower.
-        torch.set_flush_denormal(True)
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=limit)
     else:
@@ -117,22 +115,15 @@ def membership(*, device: str, timeout: float) -> Iterator[World]:
     After an error a process on its own leaves, too, so that its caller may try again. One of several does not: it
     could wait for its peers, and it is about to end.
     """
-    flushed = _denormals_are_flushed()
-    world = join(device=device, timeout=timeout)
-    try:
-        yield world
-    except BaseException:
-        if world.size == 1:
-            leave()
-            torch.set_flush_denormal(flushed)
-        raise
-    leave()
-    # As before: where denormals are flushed, scipy's KDTree recurses without end (it splits at the number next to 0).
-    torch.set_flush_denormal(flushed)
-
-
-def _denormals_are_flushed() -> bool:
-    return float(np.full(1, 1e-30, np.float32)[0] * np.float32(1e-10)) == 0
+    with denormals(flushed=device == "cpu"):
+        world = join(device=device, timeout=timeout)
+        try:
+            yield world
+        except BaseException:
+            if world.size == 1:
+                leave()
+            raise
+        leave()
 
 
 def keep_to_stated_memory(stated: int | str | None, *, world: World) -> None:
