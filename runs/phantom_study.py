@@ -17,8 +17,8 @@ from statistics import fmean
 
 import torch
 
-from lampseg.evaluation.paired import PairedTest, holm, paired_test
 from lampseg.evaluation.scores import Evaluation
+from lampseg.evaluation.statistics.paired import PairedTest, holm, paired_test
 from lampseg.version import __version__
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lampseg.data import Case
-from lampseg.data.case_figures import FOREGROUND, IMAGE, measure_case, read_header
+from lampseg.data.fingerprint.case_figures import FOREGROUND, IMAGE, measure_case, read_header
 from lampseg.errors import UserError
 
 CLASSES = ("background", "kidney", "cord", "lens")

@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from lampseg.data.case_files import image_geometry, read_image
-from lampseg.data.dicom import dicom_geometry, is_dicom, read_dicom, read_dicom_series
+from lampseg.data.dicom.series import dicom_geometry, is_dicom, read_dicom, read_dicom_series
 from lampseg.data.volume import write_labels
 from lampseg.errors import UserError
 from tests.dicom_files import NAME, affine_of, edit, tilted, uid, write_enhanced, write_series
@@ -299,7 +299,7 @@ def test_without_pydicom_the_message_says_what_to_install(tmp_path: Path, monkey
 
 
 def test_headers_that_are_kept_do_not_name_the_patient(tmp_path: Path) -> None:
-    from lampseg.data.dicom_files import header_of
+    from lampseg.data.dicom.files import header_of
 
     path = write(tmp_path)[0]
     assert NAME.encode() in path.read_bytes()

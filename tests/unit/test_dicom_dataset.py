@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lampseg.data.case_figures import measure_case
-from lampseg.data.dicom_dataset import read_dicom_dataset
+from lampseg.data.dicom.dataset import read_dicom_dataset
+from lampseg.data.fingerprint.case_figures import measure_case
 from lampseg.errors import UserError
 from tests.dicom_files import edit, write_series, write_structures
 

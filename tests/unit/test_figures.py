@@ -10,13 +10,13 @@ import pytest
 
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, SliceView
-from lampseg.evaluation.boxplots import box_plot
-from lampseg.evaluation.figures import data_uri, dice_against_seconds, training_curves
-from lampseg.evaluation.plan_check import PlanCheck
-from lampseg.evaluation.plan_figures import memory_picture, timetable_picture
-from lampseg.evaluation.report_scores import scores_of
-from lampseg.evaluation.run_folder import read_run
-from lampseg.evaluation.slices import slice_figure
+from lampseg.evaluation.report.boxplots import box_plot
+from lampseg.evaluation.report.figures import data_uri, dice_against_seconds, training_curves
+from lampseg.evaluation.report.plan_check import PlanCheck
+from lampseg.evaluation.report.plan_figures import memory_picture, timetable_picture
+from lampseg.evaluation.report.run_folder import read_run
+from lampseg.evaluation.report.scores import scores_of
+from lampseg.evaluation.report.slices import slice_figure
 from tests.unit.fake_run import NAMES, comparison, make_plan, make_run, slice_view, stage
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lampseg.data import Case
-from lampseg.data.case_figures import FOREGROUND, IMAGE, CaseFigures, CaseHeader, ClassFigures
-from lampseg.data.fingerprint import (
+from lampseg.data.fingerprint.case_figures import FOREGROUND, IMAGE, CaseFigures, CaseHeader, ClassFigures
+from lampseg.data.fingerprint.fingerprint import (
     MOST_KEPT,
     Measured,
     fingerprint_json,
@@ -16,7 +16,7 @@ from lampseg.data.fingerprint import (
     sample_size,
     suggested_spacing,
 )
-from lampseg.data.fingerprint_notes import fingerprint_notes
+from lampseg.data.fingerprint.notes import fingerprint_notes
 
 CLASSES = ("background", "kidney", "cord")
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lampseg.evaluation import METRICS, dice_per_class, score_case
-from lampseg.evaluation.case_scores import ClassScores
-from lampseg.evaluation.surfaces import surface_dice, voxel_distances
+from lampseg.evaluation.metrics.case_scores import ClassScores
+from lampseg.evaluation.metrics.surfaces import surface_dice, voxel_distances
 
 Labels = NDArray[np.uint8]
 SPACING = (0.5, 2.0, 4.0)  # 4 mm3 a voxel

@@ -14,10 +14,10 @@ import pytest
 from lampseg.cli import main
 from lampseg.errors import UserError
 from lampseg.evaluation import METRICS, Evaluation, evaluate, summary_table
-from lampseg.evaluation.measures import choose_metrics
-from lampseg.evaluation.pool import map_cases
+from lampseg.evaluation.metrics.measures import choose_metrics
+from lampseg.evaluation.metrics.pool import map_cases
+from lampseg.evaluation.metrics.tolerances import tolerances
 from lampseg.evaluation.tables import check_can_write
-from lampseg.evaluation.tolerances import tolerances
 from tests.unit.test_evaluate import save
 
 CASES = ("a", "b", "c")
@@ -107,8 +107,8 @@ def test_dice_is_measured_even_if_not_asked_for_and_surfaces_only_if(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(folder, metrics=["hd95"]).metrics == ("dice", "hd95")
-    monkeypatch.delattr("lampseg.evaluation.case_scores.voxel_distances")
-    monkeypatch.delattr("lampseg.evaluation.case_scores.surface_dice")
+    monkeypatch.delattr("lampseg.evaluation.metrics.case_scores.voxel_distances")
+    monkeypatch.delattr("lampseg.evaluation.metrics.case_scores.surface_dice")
     assert run(folder, metrics="precision, jaccard").metrics == ("dice", "jaccard", "precision")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lampseg.data import Dataset, PhantomScan, phantom_scan, read_dataset, read_label, read_volume, write_phantom
-from lampseg.data.phantom_anatomy import AIR, ORGANS, head
-from lampseg.data.phantom_shapes import Box, Ellipsoid, Grown, Posed, Tube
+from lampseg.data.phantom.anatomy import AIR, ORGANS, head
+from lampseg.data.phantom.shapes import Box, Ellipsoid, Grown, Posed, Tube
 from lampseg.errors import UserError
 
 PAIRED = {"OpticNerve": (25, 57, 2), "Parotid": (56, -4, -42), "Submandibular": (27, 32, -84)}

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, Evaluation, plan_lines, summary_paragraph, write_report
-from lampseg.evaluation.figures import training_curves
-from lampseg.evaluation.plan_check import PlanCheck
-from lampseg.evaluation.run_folder import read_run
+from lampseg.evaluation.report.figures import training_curves
+from lampseg.evaluation.report.plan_check import PlanCheck
+from lampseg.evaluation.report.run_folder import read_run
 from lampseg.partition import plans_to_json
 from tests.unit.fake_run import MIB, NAMES, comparison, make_plan, make_run, slice_view, step_line, validation_line
 

@@ -9,9 +9,9 @@ import pytest
 from lampseg.commands.report import ReportOptions, chosen_cases, report
 from lampseg.errors import UserError
 from lampseg.evaluation import evaluate
-from lampseg.evaluation.case_files import CaseFiles, class_names, find_cases
-from lampseg.evaluation.report_scores import scores_of
-from lampseg.evaluation.worst_cases import worst_section
+from lampseg.evaluation.report.case_files import CaseFiles, class_names, find_cases
+from lampseg.evaluation.report.scores import scores_of
+from lampseg.evaluation.report.worst_cases import worst_section
 from tests.unit.fake_cases import NAMES, SHAPE, make_cases, save
 from tests.unit.fake_run import make_run
 

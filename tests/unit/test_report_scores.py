@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lampseg.evaluation import Comparison, write_report
-from lampseg.evaluation.report_scores import scores_from_json, scores_of
+from lampseg.evaluation.report.scores import scores_from_json, scores_of
 from tests.unit.fake_run import comparison, make_run
 
 TREE = {

@@ -14,9 +14,9 @@ import pytest
 
 from lampseg.data.dataset import Case
 from lampseg.errors import UserError
-from lampseg.evaluation.case_files import CaseArrays, CaseFiles, read_case
-from lampseg.evaluation.colours import class_colour, class_rgb
-from lampseg.evaluation.viewer import CONFUSED, MISSED, SUPERFLUOUS, niivue, numbered_classes, viewer_case
+from lampseg.evaluation.report.case_files import CaseArrays, CaseFiles, read_case
+from lampseg.evaluation.report.colours import class_colour, class_rgb
+from lampseg.evaluation.report.viewer import CONFUSED, MISSED, SUPERFLUOUS, niivue, numbered_classes, viewer_case
 from tests.unit.fake_cases import NAMES, SHAPE, labels_of, make_cases, predicted, save
 
 
@@ -173,7 +173,7 @@ def test_colours_differ() -> None:
 
 
 def test_the_library_is_the_published_file_with_its_licences() -> None:
-    folder = resources.files("lampseg.evaluation") / "vendor" / "niivue"
+    folder = resources.files("lampseg.evaluation.report") / "vendor" / "niivue"
     script = (folder / "niivue.umd.js").read_bytes()
     checksum = hashlib.sha256(script).hexdigest()
     assert checksum == "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lampseg.data.rtstruct import empty_slices_between, inside, read_structure_set, read_structures, region_mask
+from lampseg.data.dicom.structures import empty_slices_between, inside, read_structure_set, read_structures, region_mask
 from lampseg.errors import UserError
 from tests.dicom_files import affine_of, edit, tilted, write_structures
 

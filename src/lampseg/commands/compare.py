@@ -5,11 +5,11 @@ from pathlib import Path
 from rich.console import Console
 
 from lampseg.errors import UserError
-from lampseg.evaluation.measures import choose_metrics
-from lampseg.evaluation.paired_sentence import paired_sentence
-from lampseg.evaluation.paired_tables import comparisons_csv, comparisons_json, paired_table
-from lampseg.evaluation.pairing import PairedComparison, compare_evaluations
+from lampseg.evaluation.metrics.measures import choose_metrics
 from lampseg.evaluation.scores import Evaluation
+from lampseg.evaluation.statistics.pairing import PairedComparison, compare_evaluations
+from lampseg.evaluation.statistics.sentence import paired_sentence
+from lampseg.evaluation.statistics.tables import comparisons_csv, comparisons_json, paired_table
 from lampseg.evaluation.tables import write_text
 
 

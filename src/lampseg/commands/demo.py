@@ -13,7 +13,7 @@ from lampseg.config import Config, dump_config, parse_config
 from lampseg.data import Dataset, write_phantom
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, ComparisonRow, SliceView, evaluate, write_report
-from lampseg.evaluation.case_files import find_cases
+from lampseg.evaluation.report.case_files import find_cases
 from lampseg.evaluation.tables import write_text
 from lampseg.parallel.devices import parse_devices
 

@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lampseg.config import DataConfig, NetworkConfig
 from lampseg.data import Case, Dataset, read_dataset
-from lampseg.data.case_figures import CaseHeader, read_header
-from lampseg.data.case_pool import default_jobs, measure_cases
 from lampseg.data.dataset import format_of
-from lampseg.data.dicom import is_dicom
-from lampseg.data.dicom_dataset import read_dicom_dataset
-from lampseg.data.fingerprint import Fingerprint, Measured, fingerprint_json, make_fingerprint, sample_size
-from lampseg.data.fingerprint_notes import fingerprint_notes
+from lampseg.data.dicom.dataset import read_dicom_dataset
+from lampseg.data.dicom.series import is_dicom
+from lampseg.data.fingerprint.case_figures import CaseHeader, read_header
+from lampseg.data.fingerprint.case_pool import default_jobs, measure_cases
+from lampseg.data.fingerprint.fingerprint import Fingerprint, Measured, fingerprint_json, make_fingerprint, sample_size
+from lampseg.data.fingerprint.notes import fingerprint_notes
 from lampseg.data.headers import network_shape
 from lampseg.errors import UserError
 

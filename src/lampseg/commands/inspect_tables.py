@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lampseg.commands.inspect import Inspection
-from lampseg.data.fingerprint import PERCENTILES, ClassSummary, Fingerprint, Spread
+from lampseg.data.fingerprint.fingerprint import PERCENTILES, ClassSummary, Fingerprint, Spread
 from lampseg.evaluation.tables import ABSENT, counted
 from lampseg.training.whole_volume import MEMORIES
 from lampseg.units import format_bytes, format_count

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lampseg.errors import UserError
 from lampseg.evaluation import Comparison, Evaluation, evaluate, write_report
-from lampseg.evaluation.case_files import CaseFiles, find_cases
-from lampseg.evaluation.report_scores import ReportScores, scores_of
-from lampseg.evaluation.run_folder import read_run
+from lampseg.evaluation.report.case_files import CaseFiles, find_cases
+from lampseg.evaluation.report.run_folder import read_run
+from lampseg.evaluation.report.scores import ReportScores, scores_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from lampseg.data.case_files import check_channels, image_geometry, read_image, 
 from lampseg.data.cases import Case, Dataset
 from lampseg.data.dataset import dataset_of, read_dataset
 from lampseg.data.grid import GridInfo, image_to_network, labels_to_grid
-from lampseg.data.phantom import PhantomScan, phantom_scan, write_phantom
+from lampseg.data.phantom.write import PhantomScan, phantom_scan, write_phantom
 from lampseg.data.preprocess import PreparedCase, prepare
 from lampseg.data.sampling import Sampler
 from lampseg.data.split import split_training

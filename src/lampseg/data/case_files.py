@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lampseg.data.cases import Case, Dataset
-from lampseg.data.dicom import dicom_geometry, is_dicom, read_dicom
+from lampseg.data.dicom.series import dicom_geometry, is_dicom, read_dicom
 from lampseg.data.volume import (
     VOXEL_SIZE,
     Volume,

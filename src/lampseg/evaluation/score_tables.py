@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from lampseg.evaluation.measures import METRICS, Metric
+from lampseg.evaluation.metrics.measures import METRICS, Metric
 from lampseg.evaluation.scores import Evaluation
-from lampseg.evaluation.statistics import LEVEL, RESAMPLES, SEED, Interval, Summary
+from lampseg.evaluation.statistics.bootstrap import LEVEL, RESAMPLES, SEED, Interval, Summary
 from lampseg.evaluation.tables import ABSENT, csv_text, rich_table, write_text
 
 AVERAGE, CASE_MEANS = "average", "case means"

@@ -10,9 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from lampseg.errors import UserError
-from lampseg.evaluation.case_scores import ClassScores
-from lampseg.evaluation.measures import METRICS, ordered
-from lampseg.evaluation.statistics import Summary, summarise
+from lampseg.evaluation.metrics.case_scores import ClassScores
+from lampseg.evaluation.metrics.measures import METRICS, ordered
+from lampseg.evaluation.statistics.bootstrap import Summary, summarise
 from lampseg.evaluation.tables import ABSENT, csv_text, dice_text, rich_table
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lampseg.evaluation.figures import COLOURS
+from lampseg.evaluation.report.figures import COLOURS
 from lampseg.experiments.definition import Study
 from lampseg.experiments.paper_tables import paper_dice, paper_seconds
 from lampseg.experiments.results import AVERAGE, Result

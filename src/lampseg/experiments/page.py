@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lampseg.commands.run_folder import environment
 from lampseg.data import Dataset
-from lampseg.evaluation.page import render_page
-from lampseg.evaluation.parts import Part, Section, TablePart, TextPart, picture
+from lampseg.evaluation.report.page import render_page
+from lampseg.evaluation.report.parts import Part, Section, TablePart, TextPart, picture
 from lampseg.evaluation.tables import write_text
 from lampseg.experiments.definition import Study
 from lampseg.experiments.figures import dice_against_seconds

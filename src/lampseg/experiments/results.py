@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from lampseg.evaluation.parts import TablePart
+from lampseg.evaluation.report.parts import TablePart
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.tables import ABSENT, csv_text
 from lampseg.experiments.definition import Row, Study

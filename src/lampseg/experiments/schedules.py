@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from lampseg.evaluation.figures import COLOURS
+from lampseg.evaluation.report.figures import COLOURS
 from lampseg.partition.schedule import Pace, Schedule, Timetable, forward_timetable, timetable
 
 BLOCKS = 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lampseg.data.dicom import is_dicom
+from lampseg.data.dicom.series import is_dicom
 from lampseg.data.volume import file_id, suffix_of
 from lampseg.errors import UserError
 

@@ -1,0 +1,1 @@
+"""DICOM: series of slices -> volumes, structure sets -> label maps, folders of both -> datasets."""

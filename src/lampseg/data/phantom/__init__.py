@@ -1,0 +1,1 @@
+"""The phantom: synthetic head-and-neck CT with nine organs."""

@@ -1,0 +1,1 @@
+"""What the figures of several cases say: intervals, and whether one run is better than another."""
