@@ -123,10 +123,13 @@ def test_trends_are_said_as_they_are() -> None:
     one, two, three = (row for row in rows("liver") if row.experiment.name == "unet-32")
     other = next(row for row in rows("liver") if row.name == "unet-64/64")
     lines = trends([Result(one, down), Result(two, up), Result(three, down), Result(other, up)])
-    assert lines == [
+    assert [line.partition(" From")[0] for line in lines] == [
         "U-Net-32, larger inputs: average Dice does not rise (64 40.00 %, 128 60.00 %, 192 40.00 %).",
         "input 64, larger networks: average Dice rises at every step (U-Net-32 40.00 %, U-Net-64 60.00 %).",
     ]
+    assert "From the first to the last: +0.00 points" in lines[0]
+    assert "From the first to the last: +20.00 points" in lines[1]
+    assert lines[1].endswith("p = 0.5 (Wilcoxon, 2 cases).")
     (line,) = trends([Result(one, down), Result(two, evaluation(0.3, 0.3)), Result(three, up)])
     assert "is higher at the end, but does not rise at every step" in line
     assert trends([Result(one, down)]) == []
