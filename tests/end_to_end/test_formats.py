@@ -137,7 +137,7 @@ def test_trains_on_it(phantom: Dataset, tmp_path: Path, write: Callable[[Dataset
     assert len(split["training"]) + len(split["validation"]) == 4
     dataset = read_dataset(root)
     assert sorted(split["test"]) == sorted(case.id for case in dataset.test)
-    prepared = [json.loads(path.read_text()) for path in (run / "preprocessed").glob("*.json")]
+    prepared = [json.loads(path.read_text()) for path in (run / "preprocessed").glob("*/case.json")]
     assert any(len(facts["key"]["annotated"]) < len(ORGANS) for facts in prepared) == (write is not msd_task)
 
     if write is nnunet_raw:

@@ -69,7 +69,8 @@ def test_one_experiment_is_chosen_by_name() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_smaller_scales_keep_the_papers_names(name: str, scale: str) -> None:
     small = at_scale(study(name), SCALES[scale])
-    assert [row.key for e in small.experiments for row in e.rows] == [row.key for row in rows(name)]
+    kept = [row for experiment in small.experiments for row in experiment.rows]
+    assert [(row.key, row.seconds_key) for row in kept] == [(row.key, row.seconds_key) for row in rows(name)]
     config = small.experiments[2].config(root="DATA", devices=2, seed=0, overrides={"data": {"cache": "C"}})
     assert config.network.filters == SCALES[scale].filters[128]  # type: ignore[union-attr]
     assert all(stage.epochs is None and stage.steps for stage in config.curriculum)

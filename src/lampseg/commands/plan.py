@@ -50,7 +50,8 @@ def subject_of(
         check_patch(stage, index=index, stride=stride, window=window, largest=shape)
     x, y, z = (-(-size // step) * step for size, step in zip(shape, stride))
     hardware = hardware_of(config, devices)
-    padded = tuple(stage.whole and (x, y, z) != tuple(shape) for stage in config.curriculum)
+    warped, filled = config.augmentation.resamples, (x, y, z) != tuple(shape)
+    padded = tuple(warped or (stage.whole and filled) for stage in config.curriculum)
     return Subject(config, network, classes, stride, (x, y, z), devices, hardware, inputs, padded)
 
 

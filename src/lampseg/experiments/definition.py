@@ -27,6 +27,8 @@ class Input:
     """Edge of the windows, in voxels, in which test images are segmented; or whole."""
     timed: int | str
     """The same for the table of seconds."""
+    timed_as: str
+    """What the paper calls it in that table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +144,7 @@ class Row:
     @property
     def seconds_key(self) -> tuple[str, str]:
         """Of the paper's table of seconds. The liver's is timed with another size than it was trained with."""
-        return self.experiment.paper_name, str(self.input.timed) if self.input.name != WHOLE else WHOLE
+        return self.experiment.paper_name, self.input.timed_as
 
     @property
     def checkpoint(self) -> str:

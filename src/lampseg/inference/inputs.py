@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lampseg.data.dicom.series import is_dicom
+from lampseg.data.dicom.files import header_of, is_dicom, text_of
 from lampseg.data.volume import file_id, suffix_of
 from lampseg.errors import UserError
 
@@ -39,8 +40,8 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
     """The cases in order: files as given, folders by name.
 
     A folder is that of volumes (hidden files such as AppleDouble's left out), of one DICOM series, or of folders of one
-    each; files of a series stand for their folder. A `.json` file is an MSD dataset.json: the scans that its `test`
-    lists. With several channels the files CASE_0000, CASE_0001, ... of a folder are one case, CASE.
+    each; files of a series stand for all of its files in their folder. A `.json` file is an MSD dataset.json: the scans
+    that its `test` lists. With several channels the files CASE_0000, CASE_0001, ... of a folder are one case, CASE.
 
     Args:
         channels: of the network.
@@ -49,7 +50,7 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
         UserError: a path does not exist, a folder or list has no image, or two cases have one name.
     """
     files: list[Path] = []
-    series: set[Path] = set()
+    series: set[tuple[Path, str | None]] = set()
     for path in paths:
         if path.is_dir():
             files += _of_folder(path)
@@ -57,8 +58,10 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
             files += _of_list(path, channels)
         elif path.is_file() and not path.name.endswith(SUFFIXES) and is_dicom(path):
             # A series is one image, however many of its files are named.
-            files += [path.parent] if path.absolute().parent not in series else []
-            series.add(path.absolute().parent)
+            mine = _series_uid(path) if _several_series(path.absolute().parent) else None
+            if (path.absolute().parent, mine) not in series:
+                files.append(path.parent if mine is None else path)
+            series.add((path.absolute().parent, mine))
         elif path.is_file():
             files.append(path)
         else:
@@ -74,6 +77,20 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
                 f"{case.images[0]} and {other.images[0]} would be written to the same {case.output}: predict them apart"
             )
     return cases
+
+
+@cache
+def _several_series(folder: Path) -> bool:
+    """Whether a folder's DICOM files are of more than one series; files that can't be read are not counted."""
+    uids = (_series_uid(path) for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path))
+    return len({uid for uid in uids if uid is not None}) > 1
+
+
+def _series_uid(path: Path) -> str | None:
+    try:
+        return text_of(header_of(path), "SeriesInstanceUID")
+    except UserError:
+        return None  # reading the image will say what is wrong
 
 
 def check_apart(cases: Iterable[InputCase], out: Path) -> None:
