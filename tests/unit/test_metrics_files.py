@@ -15,9 +15,9 @@ from lampseg.cli import main
 from lampseg.errors import UserError
 from lampseg.evaluation import METRICS, Evaluation, evaluate, summary_table
 from lampseg.evaluation.metrics.measures import choose_metrics
-from lampseg.evaluation.metrics.pool import map_cases
 from lampseg.evaluation.metrics.tolerances import tolerances
 from lampseg.evaluation.tables import check_can_write
+from lampseg.pool import map_cases
 from tests.unit.test_evaluate import save
 
 CASES = ("a", "b", "c")
@@ -132,7 +132,7 @@ def test_a_fault_in_another_process_is_told_as_in_this() -> None:
 
 
 def test_a_process_that_is_killed_is_told() -> None:
-    with pytest.raises(UserError, match="--jobs: a process was killed, perhaps for want of memory"):
+    with pytest.raises(UserError, match="--jobs: a process was killed, most likely for want of memory; use --jobs 1"):
         map_cases(os._exit, [9, 9], jobs=2)
 
 

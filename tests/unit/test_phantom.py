@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lampseg.data import Dataset, PhantomScan, phantom_scan, read_dataset, read_label, read_volume, write_phantom
-from lampseg.data.phantom.anatomy import AIR, ORGANS, head
+from lampseg.data.formats.organs import ORGANS
+from lampseg.data.phantom.anatomy import AIR, head
 from lampseg.data.phantom.shapes import Box, Ellipsoid, Grown, Posed, Tube
 from lampseg.errors import UserError
 

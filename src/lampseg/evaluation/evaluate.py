@@ -10,12 +10,12 @@ from lampseg.errors import UserError
 from lampseg.evaluation.metrics.case_scores import ClassScores, score_case
 from lampseg.evaluation.metrics.label_maps import check_grid, read_label_map
 from lampseg.evaluation.metrics.measures import choose_metrics, ordered
-from lampseg.evaluation.metrics.pool import map_cases
 from lampseg.evaluation.metrics.tolerances import DEFAULT_MM, tolerances
 from lampseg.evaluation.metrics.truths import Truth, find_truths, nifti_files, unpredicted
 from lampseg.evaluation.score_tables import write_evaluation
 from lampseg.evaluation.scores import Evaluation
 from lampseg.evaluation.tables import check_can_write, few
+from lampseg.pool import map_cases
 
 
 def evaluate(

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
     """
     files: list[Path] = []
     series: set[tuple[Path, str | None]] = set()
+    several: dict[Path, bool] = {}
     for path in paths:
         if path.is_dir():
             files += _of_folder(path)
@@ -58,10 +58,13 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
             files += _of_list(path, channels)
         elif path.is_file() and not path.name.endswith(SUFFIXES) and is_dicom(path):
             # A series is one image, however many of its files are named.
-            mine = _series_uid(path) if _several_series(path.absolute().parent) else None
-            if (path.absolute().parent, mine) not in series:
+            folder = path.absolute().parent
+            if folder not in several:
+                several[folder] = _several_series(folder)
+            mine = _series_uid(path) if several[folder] else None
+            if (folder, mine) not in series:
                 files.append(path.parent if mine is None else path)
-            series.add((path.absolute().parent, mine))
+            series.add((folder, mine))
         elif path.is_file():
             files.append(path)
         else:
@@ -79,7 +82,6 @@ def cases_of(paths: Sequence[Path], *, channels: int = 1) -> list[InputCase]:
     return cases
 
 
-@cache
 def _several_series(folder: Path) -> bool:
     """Whether a folder's DICOM files are of more than one series; files that can't be read are not counted."""
     uids = (_series_uid(path) for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path))

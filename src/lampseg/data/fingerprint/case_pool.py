@@ -1,18 +1,13 @@
-"""Cases measured in several processes: no more at a time than there are processes, in the order of the cases."""
+"""Every case of a dataset measured, in several processes; one that can't be gives its reason and stops no other."""
 
-import contextlib
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from lampseg.data.cases import Case
 from lampseg.data.fingerprint.case_figures import CaseFigures, measure_case
 from lampseg.errors import UserError
+from lampseg.pool import map_cases
 
 DEFAULT_JOBS = 4
 Outcome = CaseFigures | str
@@ -32,7 +27,7 @@ def measure_cases(
     jobs: int,
     on_case: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
-    """Measures each case; those that can't be read give the reason. The order of the outcomes is that of the cases.
+    """Measures each case, in the order of the cases.
 
     Args:
         sample: see `measure_case`.
@@ -42,40 +37,8 @@ def measure_cases(
     Raises:
         UserError: a process was killed, most likely for want of memory.
     """
-    task = partial(_outcome, classes=classes, sample=sample)
-    jobs = min(jobs, len(cases))
-    if jobs <= 1:
-        outcomes = []
-        for case in cases:
-            outcomes.append(task(case))
-            on_case()
-        return outcomes
-    found: dict[int, Outcome] = {}
-    waiting = iter(enumerate(cases))
-    running: dict[Future[Outcome], int] = {}
-    # Not forked: torch's threads, if there are any, would not survive it.
-    context = multiprocessing.get_context("spawn")
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
-    try:
-        while len(found) < len(cases):
-            while len(running) < jobs and (following := next(waiting, None)) is not None:
-                with _interrupts_ignored():  # processes start here, and inherit that
-                    running[pool.submit(task, following[1])] = following[0]
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                found[running.pop(done)] = done.result()
-                on_case()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a process that measured a case was killed, most likely for want of memory; use --jobs {max(1, jobs // 2)}"
-        ) from error
-    except KeyboardInterrupt:
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [found[index] for index in range(len(cases))]
+    work = partial(_outcome, classes=classes, sample=sample)
+    return map_cases(work, cases, jobs=jobs, done=lambda *_: on_case())
 
 
 def _outcome(case: Case, *, classes: tuple[str, ...], sample: int) -> Outcome:
@@ -85,16 +48,3 @@ def _outcome(case: Case, *, classes: tuple[str, ...], sample: int) -> Outcome:
         return str(error)
     except MemoryError:
         return f"{case.image}: does not fit in memory; use fewer --jobs, or a machine with more"
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal: the first one ends the others, which need not say that they end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

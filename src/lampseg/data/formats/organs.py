@@ -19,7 +19,7 @@ ORGANS = (
     "Submandibular_L",
     "Submandibular_R",
 )
-"""In the order of the paper's tables; class 1 is the brain stem."""
+"""The paper's nine, in the order of its tables; class 1 is the brain stem."""
 Part = Literal["train", "optional", "onsite"]
 """Parts of PDDCA that can be trained on; the fourth, offsite, is the paper's test set."""
 

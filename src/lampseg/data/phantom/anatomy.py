@@ -12,19 +12,6 @@ import numpy as np
 
 from lampseg.data.phantom.shapes import Box, Cut, Ellipsoid, Grown, Posed, Shape, Tube, Union, Vector
 
-ORGANS = (
-    "BrainStem",
-    "Chiasm",
-    "Mandible",
-    "OpticNerve_L",
-    "OpticNerve_R",
-    "Parotid_L",
-    "Parotid_R",
-    "Submandibular_L",
-    "Submandibular_R",
-)
-"""The paper's nine organs; label values 1 to 9 in this order."""
-
 AIR = -1000.0
 _FAT, _MUSCLE, _WATER, _BONE = -80.0, 52.0, 8.0, 700.0
 _LEFT, _RIGHT = -1, 1

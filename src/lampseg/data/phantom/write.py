@@ -13,7 +13,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from lampseg.data.dataset import Dataset, read_dataset
-from lampseg.data.phantom.anatomy import AIR, ORGANS, head
+from lampseg.data.formats.organs import ORGANS
+from lampseg.data.phantom.anatomy import AIR, head
 from lampseg.data.phantom.shapes import Points
 from lampseg.data.volume import remove_if_there, save_nifti
 from lampseg.errors import UserError
