@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from lampseg.config import DataConfig
 from lampseg.data.intensity import to_network_intensities
+from lampseg.data.orientation import in_ras
 from lampseg.data.volume import Volume, spacing_of
 from lampseg.errors import UserError
 
@@ -75,12 +76,13 @@ def grid_shape(shape: Sequence[int], affine: Affine, *, data: DataConfig) -> tup
     import torch
     from monai.data import MetaTensor
 
-    # One number that poses as a whole volume: the transforms, put off, say what shape they would make of it.
-    tensor = MetaTensor(torch.zeros(1).expand(1, *shape), affine=torch.from_numpy(affine))
-    for transform in _grid_transforms(data, mode="nearest"):
-        tensor = transform(tensor, lazy=True)
-    found = triple([int(size) for size in tensor.peek_pending_shape()])
-    if data.spacing is not None and math.prod(found) > MAX_VOXELS:
+    # One number that poses as a whole volume: the transform, put off, says what shape it would make of it.
+    stand_in, turned = in_ras(np.broadcast_to(np.float32(0), (1, *shape)), affine)
+    if data.spacing is None:
+        return triple(stand_in.shape[1:])
+    tensor = MetaTensor(torch.zeros(1).expand(stand_in.shape), affine=torch.from_numpy(turned))
+    found = triple([int(size) for size in _spacing(data, mode="nearest")(tensor, lazy=True).peek_pending_shape()])
+    if math.prod(found) > MAX_VOXELS:
         raise UserError(
             f"data.spacing: {list(data.spacing)} mm would make {found[0]}x{found[1]}x{found[2]} voxels of a volume of "
             f"{'x'.join(map(str, shape))} with {_millimetres(affine)} mm; choose larger spacings"
@@ -88,13 +90,10 @@ def grid_shape(shape: Sequence[int], affine: Affine, *, data: DataConfig) -> tup
     return found
 
 
-def _grid_transforms(data: DataConfig, *, mode: str) -> list[Any]:
-    from monai.transforms import Orientation, Spacing
+def _spacing(data: DataConfig, *, mode: str) -> Any:
+    from monai.transforms import Spacing
 
-    transforms: list[Any] = [Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))]
-    if data.spacing is not None:
-        transforms.append(Spacing(data.spacing, mode=mode, padding_mode="border", dtype=np.float32))
-    return transforms
+    return Spacing(data.spacing, mode=mode, padding_mode="border", dtype=np.float32)
 
 
 def to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: str) -> tuple[Any, Affine]:
@@ -103,10 +102,11 @@ def to_grid(array: npt.NDArray[Any], affine: Affine, data: DataConfig, *, mode: 
     from monai.data import MetaTensor
 
     grid_shape(array.shape[1:], affine, data=data)  # refuses what would not fit in memory
-    plain = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    turned, affine = in_ras(array, affine)
+    plain = torch.from_numpy(np.ascontiguousarray(turned, dtype=np.float32))
     tensor = MetaTensor(plain, affine=torch.from_numpy(affine))
-    for transform in _grid_transforms(data, mode=mode):
-        tensor = transform(tensor)
+    if data.spacing is not None:
+        tensor = _spacing(data, mode=mode)(tensor)
     return tensor, np.asarray(tensor.affine, dtype=np.float64)
 
 

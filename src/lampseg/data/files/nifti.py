@@ -14,6 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from lampseg.data.files.stored import Affine, Array, Shape, Stored, by, check_numbers, checked_affine, damaged
+from lampseg.data.orientation import empty_for_ras
 from lampseg.errors import UserError
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -35,24 +36,23 @@ def read(path: Path, *, scaled: bool) -> Stored:
     with _opened(path) as (image, stream):
         check_numbers(path, image.dataobj.dtype)
         shape = _shape(path, image.shape)
+        affine = checked_affine(path, np.asarray(image.affine, dtype=np.float64), remedy=_REMEDY)
         if scaled:
-            array = _by_plane(image.dataobj, shape)
+            array = _by_plane(image.dataobj, empty_for_ras(shape, affine))
         else:
             array = np.moveaxis(np.asarray(image.dataobj).reshape((*shape[1:], shape[0])), -1, 0)
         while stream.read(1 << 20):
             pass
-        affine = checked_affine(path, np.asarray(image.affine, dtype=np.float64), remedy=_REMEDY)
     return Stored(array, affine, image.header)
 
 
-def _by_plane(stored: Any, shape: Shape) -> Array:
-    """Float32 (C, X, Y, Z) in C order, read plane by plane: files have the opposite order, and turning a whole scan
-    around would take twice its memory.
+def _by_plane(stored: Any, array: Array) -> Array:
+    """Fills the array (C, X, Y, Z), read plane by plane: a scan in the file's order beside it would take twice its
+    memory.
     """
-    array = np.empty(shape, np.float32)
     rest = (0,) * (len(stored.shape) - 4)
-    for channel in range(shape[0]):
-        for z in range(shape[3]):
+    for channel in range(array.shape[0]):
+        for z in range(array.shape[3]):
             place = (slice(None), slice(None), z, channel, *rest)[: len(stored.shape)]
             array[channel, :, :, z] = stored[place]
     return array
