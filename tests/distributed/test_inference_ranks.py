@@ -145,7 +145,7 @@ def test_a_pipeline_is_filled(folder: Path) -> None:
         (Mesh(world, 1, 2), Mirror(), 8),
         (Mesh(world, 2, 2), Mirror(), 16),
         (Mesh(world, 1, 2), Mirror((0, 1, 2)), 1),
-        (Mesh(world, 1, 2, alike=True), Mirror(), 1),
+        (Mesh(world, 1, 2, sharing=2), Mirror(), 1),
         (Mesh(world, 2, 1), Mirror(), 2),
     ):
         model.mesh = mesh

@@ -58,6 +58,11 @@ class Hardware:
 
         A precision that was not measured counts as float32, float64 as twice that.
         """
+        if kernel.kind == "message":
+            return kernel.voxels * self.link.latency + kernel.nbytes / self.link.bytes_per_second
+        if kernel.kind == "collective":  # linear in the bytes: the latency of each, and the bytes of all
+            latencies = (kernel.voxels - 1) * self.all_reduce_seconds(0, kernel.taps)
+            return latencies + self.all_reduce_seconds(kernel.nbytes, kernel.taps)
         rates, times = self._rates(precision)
         return times * rates.seconds(kernel, itemsize=ITEMSIZES[precision], fallback=self.kind == "cpu")
 

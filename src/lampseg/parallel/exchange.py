@@ -28,7 +28,7 @@ def scatter_all(state: dict[str, Tensor], *, owners: dict[str, int], mesh: Mesh)
     """Hands rank 0's tensors to the devices that own them, in every replica; returns mine, on the CPU.
 
     Args:
-        owners: the device of each name; may name more.
+        owners: the device of each name (where several share a place, the first of them); may name more.
     """
     world = mesh.world
     described = world.broadcast({name: (tuple(t.shape), t.dtype) for name, t in state.items()} if world.first else None)
@@ -40,12 +40,14 @@ def scatter_all(state: dict[str, Tensor], *, owners: dict[str, int], mesh: Mesh)
         if owner == mesh.device
     }
     scatter_state(mine, state, owners=wanted, world=world)  # to the first replica, whose ranks are its devices
-    if mesh.alike:  # its first rank has all
-        mine = {name: mine.get(name, torch.empty(shape, dtype=dtype)) for name, (shape, dtype) in described.items()}
+    first = mesh.place * mesh.sharing
+    mine = {
+        name: mine.get(name, torch.empty(shape, dtype=dtype))
+        for name, (shape, dtype) in described.items()
+        if wanted[name] == first
+    }
+    group = mesh.column if mesh.holders is None else mesh.holders
+    if group is not None:
         for tensor in mine.values():
-            dist.broadcast(tensor, src=0, group=world.control)
-        return mine
-    if mesh.column is not None:
-        for tensor in mine.values():
-            dist.broadcast(tensor, src=mesh.device, group=mesh.column)
+            dist.broadcast(tensor, src=first, group=group)
     return mine

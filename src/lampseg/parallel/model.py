@@ -9,7 +9,9 @@ from lampseg.errors import UserError
 from lampseg.parallel.exchange import gather_all, scatter_all
 from lampseg.parallel.mesh import Mesh, Meshes
 from lampseg.parallel.pipeline import PipelineRunner, places_of
-from lampseg.parallel.spatial.runner import SlabRunner, spatial_of
+from lampseg.parallel.spatial.around import StageSlabs
+from lampseg.parallel.spatial.cutting import spatial_of
+from lampseg.parallel.spatial.runner import SlabRunner
 from lampseg.parallel.state import hold, named_state, owners_of
 from lampseg.parallel.world import World
 from lampseg.partition import Plan, place, record_for
@@ -46,12 +48,18 @@ class ParallelModel:
         choices = plan.choices
         choices.check()
         mesh = self._meshes.of(
-            replicas=choices.replicas, devices=choices.devices * choices.sharing, alike=choices.spatial
+            replicas=choices.replicas, devices=choices.devices * choices.sharing, sharing=choices.sharing
         )
         mode = self.network.training
         self.network.train(training)
+        spatial = spatial_of(mesh, choices.slabs, stride=self._stride) if choices.spatial else None
+        around = StageSlabs(spatial).around(plan.input_shape) if spatial is not None and not mesh.alike else None
         graph = record_for(
-            self.network, shape=plan.input_shape, precision=plan.precision, device=self.world.device.type
+            self.network,
+            shape=plan.input_shape,
+            precision=plan.precision,
+            device=self.world.device.type,
+            around=around,
         )
         self.network.train(mode)
         if graph.digest != plan.digest:
@@ -59,21 +67,28 @@ class ParallelModel:
                 f"the plan was made for another network than {type(self.network).__name__} (or another version of "
                 "it): make it again"
             )
-        if choices.spatial:
+        if mesh.alike:
+            assert spatial is not None
             named = named_state(self.network)
             self.owners, self.owned = dict.fromkeys(named, 0), list(named)
             hold(self.network, owned=self.owned, device=self.world.device)
-            spatial = spatial_of(mesh, choices.slabs, stride=self._stride)
             return mesh, SlabRunner(self.network, mesh=mesh, spatial=spatial, choices=choices, precision=plan.precision)
         placement = place(graph, plan.cuts)
         places = places_of(plan.choices)
-        self.owners = {name: places[stage] for name, stage in owners_of(self.network, placement).items()}
-        """The device (of each replica) that holds each parameter and buffer; with slabs, one of those that do."""
-        self.owned = [name for name, owner in self.owners.items() if owner == mesh.device]
+        owners = owners_of(self.network, placement)
+        self.owners = {name: places[stage] * mesh.sharing for name, stage in owners.items()}
+        """The device (of each replica) that holds each parameter and buffer; with slabs, the first of those that do."""
+        self.owned = [name for name, stage in owners.items() if places[stage] == mesh.place]
         """Names of the parameters and buffers that this rank holds."""
         hold(self.network, owned=self.owned, device=self.world.device)
         runner = PipelineRunner(
-            self.network, placement, mesh=mesh, choices=plan.choices, pace=plan.pace, precision=plan.precision
+            self.network,
+            placement,
+            mesh=mesh,
+            choices=plan.choices,
+            pace=plan.pace,
+            precision=plan.precision,
+            spatial=spatial,
         )
         return mesh, runner
 
@@ -96,7 +111,7 @@ class ParallelModel:
     def gather(self) -> dict[str, Tensor]:
         """All parameters and buffers on rank 0's CPU, each under its first name; elsewhere nothing."""
         named = named_state(self.network)
-        mine = self.owned if not self.mesh.alike or self.mesh.device == 0 else []
+        mine = self.owned if self.mesh.slab == 0 else []
         return gather_all({name: named[name] for name in mine}, mesh=self.mesh)
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_unflatten
 from lampseg.hardware.device import Hardware, Precision, hardware_for
 from lampseg.partition.cost import IntervalCosts, Rates, Regime
 from lampseg.partition.plan import Recompute
+from lampseg.recording.around import Around
 from lampseg.recording.graph import Graph
 from lampseg.recording.record import record
 from lampseg.recording.tally import Tally, tally
@@ -32,6 +33,7 @@ def record_for(
     device: str,
     gradients: bool = True,
     backward: bool = False,
+    around: Around | None = None,
 ) -> Graph:
     """Records the network as it runs in a precision, with autograd on or off; with `backward` its backward, too."""
     return record(
@@ -42,6 +44,7 @@ def record_for(
         autocast=torch.bfloat16 if precision == "bfloat16" else None,
         gradients=gradients,
         backward=backward,
+        around=around,
     )
 
 

@@ -22,9 +22,9 @@ class Choices:
     """What is decided; everything else in a plan follows from it and may be computed anew."""
 
     devices: int
-    """Of one replica: they share the network."""
+    """Places of the pipeline in one replica: they share the network. Each is one device, or with slabs several."""
     replicas: int
-    """Copies of the network that share the micro-batches of a step; replicas x devices processes run."""
+    """Copies of the network that share the micro-batches of a step; replicas x devices x slabs processes run."""
     micro_batches: int
     """Of a step, over all replicas."""
     schedule: Schedule
@@ -35,8 +35,8 @@ class Choices:
     limit: int | None = None
     """Micro-batches in flight in one replica at most (interleaved and v); None: as many as the schedule wants."""
     slabs: tuple[int, ...] = (1, 1, 1)
-    """Ranks along each spatial dimension that cut every volume between them and run the whole network on their slabs
-    (spatial parallelism). All 1: none do."""
+    """Ranks along each spatial dimension that cut every volume between them (spatial parallelism), and run the whole
+    network, or a stage of it, on their slabs. All 1: none do."""
 
     @property
     def spatial(self) -> bool:
@@ -93,10 +93,10 @@ class Choices:
             raise UserError(
                 f"plan: choices.slabs is {list(self.slabs)!r}; give the ranks along each axis, as [2, 1, 1]"
             )
-        if self.spatial and (self.devices > 1 or self.stages > 1):
+        if self.spatial and self.devices == 1 < self.stages:
             raise UserError(
-                f"plan: {self.sharing} slabs and {self.devices} devices with {self.stages} stages: a volume is cut "
-                "into slabs or the network into stages, not both; set choices.slabs to [1, 1, 1] or leave out the cuts"
+                f"plan: {self.sharing} slabs and {self.stages} stages on each device: a device with the whole network "
+                "has one stage; leave out the cuts, or raise choices.devices"
             )
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
@@ -330,8 +330,11 @@ class Plan:
 def describe_choices(choices: Choices) -> str:
     """Such as `2 x 2 devices, 1f1b, 4 micro-batches, recompute none`, or `4x1x1 slabs, 1 micro-batch, ...`."""
     parts = [f"{choices.replicas} x " if choices.replicas > 1 else ""]
-    if choices.spatial:
-        parts.append(f"{'x'.join(str(count) for count in choices.slabs)} slabs")
+    slabs = f"{'x'.join(str(count) for count in choices.slabs)} slabs"
+    if choices.spatial and choices.devices == 1:
+        parts.append(slabs)
+    elif choices.spatial:
+        parts.append(f"{choices.devices} places of {slabs}")
     else:
         parts.append(_counted(choices.devices, "device"))
     if choices.stages != choices.devices:

@@ -104,7 +104,10 @@ class SecondPass:
             self.live.reset_peak()
 
     def leave_owner(self) -> None:
+        around = self.recorder.around
+        sent = around.messages() if around is not None else ()
         if self._owner >= 0:
+            self._kernels[self._owner].extend(sent)
             self._backward_peak[self._owner] = max(self._backward_peak[self._owner], self.live.peak)
 
     def backward_kernel(self, kernel: Kernel) -> None:

@@ -117,6 +117,10 @@ class Graph:
     """(first, last): no cut may fall after operation `first` and up to `last` (in-place writes and their views)."""
     ready: dict[ValueId, int]
     """The operation after which a value no longer changes, where that is not the one that made it."""
+    notes: dict[ValueId, Any] = field(default_factory=dict, compare=False)
+    """What a mode around the network knows of each value (`lampseg.recording.around`); empty without one."""
+    states: tuple[tuple[int, Any], ...] = field(default=(), compare=False)
+    """(operation, what that mode knew before it): where that changes."""
     written: frozenset[str] = frozenset()
     """Buffers that are written in place. Not by batch norm: its kernels do so behind autograd's back."""
 
@@ -136,6 +140,11 @@ class Graph:
         reads = [op.reads for op in self.operations]
         text = repr((self.digest, values, reads, self.outputs, sorted(self.ready.items()), self.pinned))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def state_before(self, operation: int) -> Any:
+        """What the mode around the network knows before an operation; None without one."""
+        known = [state for index, state in self.states if index <= operation]
+        return known[-1] if known else None
 
     @property
     def writes_input(self) -> bool:

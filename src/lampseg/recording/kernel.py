@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["convolution", "transposed_convolution", "matmul", "norm", "pool", "resample", "pointwise"]
-"""Kinds that reach different fractions of a device's peak. `pointwise` is everything else: limited by memory speed."""
+Kind = Literal[
+    "convolution", "transposed_convolution", "matmul", "norm", "pool", "resample", "pointwise", "message", "collective"
+]
+"""Kinds that reach different fractions of a device's peak. `pointwise` is everything else: limited by memory speed.
+`message` and `collective` are what ranks send each other within an operation: halos, and sums over ranks."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Kernel:
     """Input and output channels of one group of a convolution, inner and outer size of a matmul; else zeros."""
     voxels: int = 0
     """Batch times spatial size of a convolution's output (of its input if it is transposed); else the elements of
-    the largest tensor."""
+    the largest tensor. Of messages and collectives, how many there are."""
     taps: int = 1
-    """Positions of a convolution's kernel, such as 27."""
+    """Positions of a convolution's kernel, such as 27. Of a collective, its ranks."""
     backward: bool = False
     fallback: bool = False
     """A convolution that PyTorch runs on a CPU by its slow path (`fallback.falls_back`)."""

@@ -6,7 +6,7 @@ Nothing is allocated and no device is needed; the network is not changed, and ne
 import logging
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lampseg.errors import UserError
+from lampseg.recording.around import Around
 from lampseg.recording.backward import SecondPass, emptied_gradients, run_backward
 from lampseg.recording.custom_functions import visible_functions
 from lampseg.recording.graph import Graph
@@ -36,6 +37,7 @@ def record(
     autocast: torch.dtype | None = None,
     gradients: bool = True,
     backward: bool = False,
+    around: Around | None = None,
 ) -> Graph:
     """Records the forward pass of `network` (in its present train or eval mode) on one input.
 
@@ -49,6 +51,7 @@ def record(
         gradients: whether autograd is on.
         backward: records the backward of every operation as well, and the memory alive in its forward and backward
             (`lampseg.recording.backward` has the definitions), in about three times the time.
+        around: a mode in which the network runs on a part of the input; the shapes recorded are those of the part.
 
     Raises:
         UserError: the network does something that depends on the data, or that can't be split; the message
@@ -60,7 +63,7 @@ def record(
     try:
         _refuse_compiled(network)
         with restored(network) as kept, _quiet():
-            how = _How(shape, dtype, device, autocast, gradients)
+            how = _How(shape if around is None else around.local(shape), dtype, device, autocast, gradients, around)
             graph, recorder = _record_once(network, how)
             # A tensor that the network keeps is harmless if the next pass overwrites it, as DynUNet's heads are.
             if names := kept():
@@ -99,6 +102,7 @@ class _How:
     device: torch.device
     autocast: torch.dtype | None
     gradients: bool
+    around: Around | None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -106,16 +110,18 @@ class _How:
             torch.set_grad_enabled(self.gradients),
             torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None),
             visible_functions(),
+            nullcontext() if self.around is None else self.around.mode(),
         ):
             yield
 
     def input(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        x = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return x if self.around is None else self.around.begin(x)
 
 
 def _record_once(network: nn.Module, how: _How) -> tuple[Graph, Recorder]:
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(network, fake_mode=fake_mode, device=how.device)
+    recorder = Recorder(network, fake_mode=fake_mode, device=how.device, around=how.around)
     with fake_mode:
         x = how.input()
     recorder.begin(x)

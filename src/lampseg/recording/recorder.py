@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from lampseg.errors import UserError
+from lampseg.recording.around import Around
 from lampseg.recording.graph import INPUT, Graph, NewTensor, Operation, SameTensor, Storage, Value, ValueId
 from lampseg.recording.kernels import Kernels, storage_of, tensors_in
 
@@ -45,17 +46,22 @@ class Recorder(TorchFunctionMode):
         network: whose parameters and buffers are read by name.
         fake_mode: makes the tensors.
         device: where the network would run.
+        around: the mode in which it runs, if any.
     """
 
-    def __init__(self, network: nn.Module, *, fake_mode: FakeTensorMode, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, *, fake_mode: FakeTensorMode, device: torch.device, around: Around | None = None
+    ) -> None:
         super().__init__()
-        self.fake_mode, self.device = fake_mode, device
+        self.fake_mode, self.device, self.around = fake_mode, device, around
         self.kernels = Kernels(self._on_kernel)
         self.modules: list[str] = []
         self.operations: list[Operation] = []
         self.values: dict[ValueId, Value] = {}
         self.pinned: list[tuple[int, int]] = []
         self.ready: dict[ValueId, int] = {}
+        self.notes: dict[ValueId, Any] = {}
+        self.states: list[tuple[int, Any]] = []
         self.written: set[str] = set()
         self.saved: dict[int, tuple[int, list[int]]] = {}
         self._running = ""
@@ -90,6 +96,8 @@ class Recorder(TorchFunctionMode):
             saved=saved,
             pinned=tuple(self.pinned),
             ready=self.ready,
+            notes=self.notes,
+            states=tuple(self.states),
             written=frozenset(self.written),
         )
 
@@ -122,6 +130,8 @@ class Recorder(TorchFunctionMode):
         args, kwargs = tree_map_only(Tensor, self._fake, (args, kwargs))
         inputs = tensors_in((args, kwargs))
         versions = [t._version for t in inputs]
+        if self.around is not None and (not self.states or self.states[-1][1] != self.around.state()):
+            self.states.append((index, self.around.state()))
         self.kernels.ran = []
         self._running = name
         out = func(*args, **kwargs)
@@ -148,7 +158,7 @@ class Recorder(TorchFunctionMode):
                 continue
             slots.append(_Slot(len(outputs)))
             outputs.append(self._output(leaf, inputs, (index, len(outputs)), written, storages))
-        kernels = tuple(self.kernels.ran)
+        kernels = (*self.kernels.ran, *(self.around.messages() if self.around is not None else ()))
         flops = sum((kernel.flops for kernel in kernels), 0.0)
         self.operations.append(
             Operation(
@@ -209,6 +219,8 @@ class Recorder(TorchFunctionMode):
         value = _value(tensor, value_id)
         self.values[value_id] = value
         self._labels[id(tensor)] = value_id
+        if self.around is not None:
+            self.notes[value_id] = self.around.note(tensor)
         self._keep.append(tensor)
         self._by_storage.setdefault(storage_of(tensor), []).append((value_id, tensor))
         return value

@@ -12,9 +12,10 @@ from lampseg.errors import GraphMismatchError
 from lampseg.parallel.pipeline.flight import Arrived, Flight
 from lampseg.parallel.pipeline.stage_mode import StageMode
 from lampseg.parallel.pipeline.transport import Transport
+from lampseg.parallel.spatial.around import StageSlabs
 from lampseg.partition.schedule import Action
 from lampseg.recording.custom_functions import visible_functions
-from lampseg.recording.graph import Value, ValueId
+from lampseg.recording.graph import INPUT, Value, ValueId
 
 
 class Passes:
@@ -25,10 +26,19 @@ class Passes:
         device: where it computes.
         last: the stage that yields the network's output.
         precision: float32, float64 or bfloat16 (mixed).
+        slabs: if the stages run on slabs of volumes, mine.
     """
 
-    def __init__(self, network: nn.Module, *, device: torch.device, last: int, precision: str) -> None:
-        self.network, self.device, self.last, self.precision = network, device, last, precision
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device,
+        last: int,
+        precision: str,
+        slabs: StageSlabs | None = None,
+    ) -> None:
+        self.network, self.device, self.last, self.precision, self.slabs = network, device, last, precision, slabs
         self._anchor = torch.empty(0, device=device, requires_grad=True)
 
     def forward(self, flight: Flight, *, transport: Transport | None, loss: Callable[[Any], Tensor]) -> None:
@@ -37,7 +47,8 @@ class Passes:
         flight.x = None
         flight.buffers = {}
         if flight.stage == self.last:
-            flight.loss = loss(output)
+            with contextlib.nullcontext() if self.slabs is None else self.slabs.spatial:
+                flight.loss = loss(output)
 
     def forward_without_graph(self, flight: Flight, *, transport: Transport) -> None:
         """Keeps what a second forward needs, just before the backward."""
@@ -59,23 +70,25 @@ class Passes:
 
     def run(self, flight: Flight, *, transport: Transport | None, keep: bool = False) -> Any:
         """One run of the network with this stage's operations real; the network's output on the last stage."""
-        routes = flight.own
+        routes, graph, slabs = flight.own, flight.placement.graph, self.slabs
         gradients = torch.is_grad_enabled()
 
         def receive(value: Value) -> Tensor:
             if transport is not None:
                 flight.arrivals[value.id] = Arrived(transport.take(flight.action, value.id)[0].data)
-            return flight.read(value, anchor=self._anchor, gradients=gradients, keep=keep)
+            data = flight.read(value, anchor=self._anchor, gradients=gradients, keep=keep)
+            return data if slabs is None else slabs.marked(data, graph, value.id)
 
         def send(value: ValueId, tensor: Tensor) -> None:
-            going = [r for r in routes.sends[flight.placement.graph.ready_at(value)] if r.value.id == value]
-            if gradients and going[0].value.carries_gradient:
-                if not tensor.requires_grad:
-                    raise GraphMismatchError(f"value {value} was recorded with a gradient, it has none")
-                flight.edges[value] = get_gradient_edge(tensor)
-            if transport is not None:
-                for route in going:
-                    transport.send(flight.action, route, tensor)
+            going = [r for r in routes.sends[graph.ready_at(value)] if r.value.id == value]
+            with torch._C.DisableTorchFunction():  # what travels is no slab, but memory
+                if gradients and going[0].value.carries_gradient:
+                    if not tensor.requires_grad:
+                        raise GraphMismatchError(f"value {value} was recorded with a gradient, it has none")
+                    flight.edges[value] = get_gradient_edge(tensor)
+                if transport is not None:
+                    for route in going:
+                        transport.send(flight.action, route, tensor)
 
         mode = StageMode(
             flight.placement,
@@ -86,9 +99,12 @@ class Passes:
             send=send,
             seed=flight.seed,
             buffers=flight.buffers,
+            drawing=None if slabs is None else slabs.drawing,
         )
+        if slabs is not None and flight.x is not None:
+            slabs.marked(flight.x, graph, (INPUT, 0))
         x = mode.begin(flight.x)
-        with self._autocast(), visible_functions(), mode:
+        with self._around(flight), self._autocast(), visible_functions(), mode:
             output = self.network(x)
         mode.check_complete()
         if flight.stage == self.last:
@@ -103,7 +119,8 @@ class Passes:
         roots: list[Any] = []
         gradients: list[Tensor | None] = []
         if flight.loss is not None:
-            roots.append(flight.loss)
+            # On slabs everyone has the whole loss, and contributes a share of the one gradient.
+            roots.append(flight.loss if self.slabs is None else flight.loss / self.slabs.size)
             gradients.append(None)
         for value in dict.fromkeys(route.value.id for route in flight.own.gradients_in):
             edge, total = flight.edges.pop(value), _sum_of(transport, action, value)
@@ -118,6 +135,12 @@ class Passes:
             arrived = flight.arrivals.pop(route.value.id, None)
             # There is none if it was received for the output's sake, or is not on the way to the loss.
             transport.send(action, route, arrived.gradient if arrived is not None else None)
+
+    def _around(self, flight: Flight) -> contextlib.AbstractContextManager[None]:
+        if self.slabs is None:
+            return contextlib.nullcontext()
+        first = (0, *flight.placement.cuts)[flight.stage]
+        return self.slabs.entered(flight.placement.graph, first=first)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")

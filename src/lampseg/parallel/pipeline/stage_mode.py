@@ -7,7 +7,7 @@ messages would no longer match theirs.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class StageMode(TorchFunctionMode):
         seed: of this micro-batch, for random operations.
         buffers: what to use in place of buffers (by id), in a second run of the same forward: it must find them as
             the first did, and not update them again.
+        drawing: within it another mode draws numbers from a seed, too.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class StageMode(TorchFunctionMode):
         send: Callable[[ValueId, Tensor], None],
         seed: int,
         buffers: Mapping[int, Tensor] | None = None,
+        drawing: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
         super().__init__()
         self._operations = placement.graph.operations
@@ -60,6 +62,7 @@ class StageMode(TorchFunctionMode):
         last = (*placement.cuts, len(self._operations))[stage]
         self._mine = range(first, last)
         self._routes, self._device, self._seed, self._buffers = routes, device, seed, buffers or {}
+        self._drawing = drawing
         self._receive, self._send = receive, send
         self._sending = {route.value.id for routes_ in routes.sends.values() for route in routes_}
         self._made: dict[ValueId, Tensor] = {}
@@ -134,11 +137,15 @@ class StageMode(TorchFunctionMode):
                 self._received.pop(value, None)
         return out
 
-    def _random(self, op: Operation) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _random(self, op: Operation) -> Iterator[None]:
         # A custom function may draw numbers inside.
-        if is_random(op.name) or op.name.endswith(".apply"):
-            return seeded(mix(self._seed, op.index), self._device)
-        return contextlib.nullcontext()
+        if not (is_random(op.name) or op.name.endswith(".apply")):
+            yield
+            return
+        seed = mix(self._seed, op.index)
+        with seeded(seed, self._device), contextlib.nullcontext() if self._drawing is None else self._drawing(seed):
+            yield
 
     def _checked(self, op: Operation, out: Any, inputs: list[Tensor]) -> Any:
         """The result, if it is of the recorded shapes; with memory of its own where the recorded one had.

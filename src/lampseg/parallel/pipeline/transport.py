@@ -63,7 +63,7 @@ class Transport:
         self._posted[channel] += 1
         at = route.value.device if route.value.device.type == "cpu" else self._mesh.world.device
         buffer = torch.empty(route.value.shape, dtype=route.value.dtype, device=at)
-        source = self._mesh.rank_of(peer)
+        source = self._mesh.peer(peer)
         work = dist.irecv(buffer, source, group=self._group(kind, source, self._mesh.world.rank))
         assert work is not None
         self._arrivals.setdefault(action, {})[route] = Delivery(buffer, work=work)
@@ -103,7 +103,7 @@ class Transport:
         if data is None:
             data = torch.zeros(route.value.shape, dtype=route.value.dtype, device=self._mesh.world.device)
         data = data.contiguous()
-        rank = self._mesh.rank_of(place)
+        rank = self._mesh.peer(place)
         work = dist.isend(data, rank, group=self._group(action.kind, self._mesh.world.rank, rank))
         assert work is not None
         self._pending.append((self._itinerary.may_wait(receiving), data, work))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lampseg.parallel.mesh import Mesh
@@ -16,8 +15,8 @@ from lampseg.recording.graph import Graph
 class Replicas:
     """My device's part; with one replica it does nothing.
 
-    Where the ranks of a replica share volumes, not the network, the gradient of each is a part, too: it is summed over
-    all ranks. Running statistics are alike in a replica already.
+    Where ranks of a replica share volumes, the gradient of each is a part, too: it is summed over all who hold the
+    parameter. Running statistics are alike in a replica already.
 
     Args:
         stages: the stage of each parameter and buffer.
@@ -25,7 +24,7 @@ class Replicas:
 
     def __init__(self, network: nn.Module, *, mesh: Mesh, stages: Mapping[str, int]) -> None:
         self._network, self._mesh, self._stages = network, mesh, stages
-        self._parts = dist.group.WORLD if mesh.alike and mesh.world.size > 1 else mesh.column
+        self._parts = mesh.column if mesh.holders is None else mesh.holders
         self._before: dict[str, Tensor] = {}
         self._sum: GradientSum | None = None
         self._statistics: RunningStatistics | None = None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lampseg.hardware.device import Hardware, Precision
 from lampseg.parallel.fake_state import FakeState, fake_state
+from lampseg.parallel.spatial.cutting import AXES
 from lampseg.parallel.spatial.mode import SpatialParallel
-from lampseg.parallel.spatial.runner import AXES
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
 from lampseg.partition.placement import place
 from lampseg.partition.plan import Choices, DeviceLoad, Plan, Stage

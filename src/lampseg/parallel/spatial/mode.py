@@ -111,6 +111,17 @@ class SpatialParallel(TorchFunctionMode):
         self._setup(axes, stride, overlapped, 0)
         return self
 
+    def rehearsed(self) -> "SpatialParallel":
+        """The same for a rehearsal: it sends nothing, and counts its traffic anew."""
+        names = {name: self.axes[number] for name, number in self.names.items()}
+        return SpatialParallel.rehearsal(
+            {name: axis.size for name, axis in names.items()},
+            {name: axis.dim for name, axis in names.items()},
+            place={name: axis.rank for name, axis in names.items()},
+            stride=self.stride,
+            overlapped=self._overlapped,
+        )
+
     def _setup(self, axes: dict[str, Axis], stride: int | Sequence[int], overlapped: bool | None, seed: int) -> None:
         super().__init__()
         axes = {name: axis for name, axis in axes.items() if axis.size > 1}  # one rank has no slabs, but the whole
@@ -228,6 +239,15 @@ class SpatialParallel(TorchFunctionMode):
     @calls.setter
     def calls(self, value: int) -> None:
         self._calls = value
+
+    @property
+    def known(self) -> tuple[tuple[tuple[int, int], tuple[int, ...]], ...]:
+        """Where sizes are cut, as far as was seen in this pass: ((axis, planes), edges)."""
+        return tuple(self._known.items())
+
+    @known.setter
+    def known(self, value: tuple[tuple[tuple[int, int], tuple[int, ...]], ...]) -> None:
+        self._known = dict(value)
 
     @property
     def entered(self) -> bool:

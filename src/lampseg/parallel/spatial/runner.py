@@ -5,21 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from lampseg.errors import UserError
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.randomness import mix
 from lampseg.parallel.replicas import Replicas
-from lampseg.parallel.spatial.layout import Layout, layout_of
+from lampseg.parallel.spatial.cutting import Cutting
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.partition.costed import record_for
 from lampseg.partition.plan import Choices
 from lampseg.recording.graph import Graph
 
 Shape = tuple[int, ...]
-AXES = ("x", "y", "z")
 
 
 class SlabRunner:
@@ -43,6 +40,7 @@ class SlabRunner:
         self.network, self.mesh, self.spatial, self.choices, self.precision = network, mesh, spatial, choices, precision
         named = (*network.named_parameters(), *network.named_buffers())
         self._replicas = Replicas(network, mesh=mesh, stages={name: 0 for name, _ in named})
+        self._cutting = Cutting(spatial, mesh=mesh)
         self._graphs: dict[Any, Graph] = {}
         self.waited = 0.0
         """Seconds of the last step in which this process waited for the sum of gradients."""
@@ -58,15 +56,11 @@ class SlabRunner:
 
     def region(self, shape: Shape) -> tuple[slice, ...]:
         """My part of a volume of which a micro-batch (N, C, *spatial) consists: what has to be loaded."""
-        parts = [slice(0, size) for size in shape[2:]]
-        for shard in self.spatial.layout(shape):
-            rank = self.spatial.axes[shard.axis].rank
-            parts[shard.dim - 2] = slice(shard.edges[rank], shard.edges[rank + 1])
-        return tuple(parts)
+        return self._cutting.region(shape)
 
     def placed(self, mine: Tensor, shape: Shape) -> Tensor:
         """Marks my part of an image or of labels as a slab of a micro-batch of this shape."""
-        return self.spatial.slab(mine, self._layout(shape, mine.dim()))
+        return self._cutting.placed(mine, shape)
 
     def scatter(self, whole: Tensor | None, shape: Shape, *, dtype: torch.dtype) -> Tensor:
         """My part of an input that the first rank of the replica has; nobody else holds more than that.
@@ -74,19 +68,7 @@ class SlabRunner:
         Args:
             whole: (N, C, *spatial) on the CPU, on the first rank; elsewhere None.
         """
-        mesh = self.mesh
-        regions: list[Any] = mesh.gather(self.region(shape))
-        if mesh.device == 0:
-            assert whole is not None
-            for device in range(1, mesh.devices):
-                part = whole[(slice(None), slice(None), *regions[device])].to(dtype).contiguous()
-                dist.send(part, mesh.rank_of(device), group=mesh.world.control)
-            mine = whole[(slice(None), slice(None), *regions[0])].to(dtype)
-        else:
-            sizes = [part.stop - part.start for part in self.region(shape)]
-            mine = torch.empty((*shape[:2], *sizes), dtype=dtype)
-            dist.recv(mine, mesh.rank_of(0), group=mesh.world.control)
-        return mine.to(mesh.world.device)
+        return self._cutting.scatter(whole, shape, dtype=dtype)
 
     def step(
         self,
@@ -161,9 +143,7 @@ class SlabRunner:
             logits: those (1, C, X, Y, Z) among what the network returns.
         """
         for output in self.predict(shapes, load=load):
-            mine = logits(output)
-            if {shard.axis for shard in layout_of(mine)} != {axis.number for axis in self.spatial.axes}:
-                raise UserError("the network's output is no slab: its last level has fewer planes than ranks")
+            mine = self._cutting.checked(logits(output))
             del output
             yield mine
             del mine
@@ -182,28 +162,9 @@ class SlabRunner:
         Each rank finds those of its slab, so that nobody holds the logits of more than that. Arguments as of `parts`.
         """
         for shape, mine in zip(shapes, self.parts(shapes, load=load, logits=logits), strict=True):
-            classes = mine[0].argmax(0).to(torch.uint8 if mine.shape[1] <= 256 else torch.int16).cpu()
+            found = self._cutting.labels(mine, shape)
             del mine
-            yield self._assembled(classes, shape)
-
-    def _assembled(self, mine: Tensor, shape: Shape) -> Tensor | None:
-        mesh = self.mesh
-        regions: list[Any] = mesh.gather(self.region(shape))
-        if mesh.device > 0:
-            dist.send(mine.contiguous(), mesh.rank_of(0), group=mesh.world.control)
-            return None
-        whole = torch.empty(tuple(shape[2:]), dtype=mine.dtype)
-        whole[regions[0]] = mine
-        for device in range(1, mesh.devices):
-            part = torch.empty([each.stop - each.start for each in regions[device]], dtype=mine.dtype)
-            dist.recv(part, mesh.rank_of(device), group=mesh.world.control)
-            whole[regions[device]] = part
-        return whole.long()
-
-    def _layout(self, shape: Shape, dims: int) -> Layout:
-        """Of a tensor with so many dimensions, the last of which are the spatial ones."""
-        shift = dims - len(shape)
-        return tuple(shard.at(shard.dim + shift) for shard in self.spatial.layout(shape))
+            yield found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.mesh.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -215,25 +176,3 @@ class SlabRunner:
             kind = self.mesh.world.device.type
             self._graphs[key] = record_for(self.network, shape=tuple(shape), precision=self.precision, device=kind)
         return self._graphs[key]
-
-
-def spatial_of(
-    mesh: Mesh, slabs: Sequence[int], *, stride: Sequence[int], overlapped: bool | None = None
-) -> SpatialParallel:
-    """The slab mode of my replica; called on every rank alike.
-
-    Args:
-        slabs: ranks along each spatial dimension.
-        stride: the network's total down-sampling along each.
-    """
-    table = torch.arange(mesh.world.size).view(mesh.replicas, *slabs)
-    groups: dict[str, dist.ProcessGroup] = {}
-    for n, count in enumerate(slabs):
-        if count == 1:
-            continue
-        for line in table.movedim(n + 1, -1).reshape(-1, count).tolist():  # every rank makes all of them
-            group = dist.new_group(line, timeout=mesh.world.timeout)
-            if mesh.world.rank in line:
-                groups[AXES[n]] = group
-    dims = {AXES[n]: n + 2 for n, count in enumerate(slabs) if count > 1}
-    return SpatialParallel.over(groups, dims, stride=stride, overlapped=overlapped)
