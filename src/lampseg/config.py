@@ -164,9 +164,10 @@ class ParallelConfig(Section):
     """`2`, or `2x16GiB` to state each device's memory; None: every visible GPU, else one CPU process."""
     mode: Literal["auto", "pipeline", "spatial", "data"] = "auto"
     """pipeline: all devices share one network; spatial: they share every volume; data: each has a copy of the network;
-    auto: pipeline and copies, whichever is faster and fits, or slabs if neither fits."""
+    auto: pipeline and copies, whichever is faster and fits, or slabs if neither fits, or stages on slabs."""
     slabs: Literal["auto"] | tuple[PositiveInt, PositiveInt, PositiveInt] = "auto"
-    """Mode spatial: ranks along X, Y and Z that cut every volume, such as [2, 2, 1]; auto: the smallest surfaces."""
+    """Ranks along X, Y and Z that cut every volume, such as [2, 2, 1]. Mode spatial: all devices of a copy; auto: the
+    smallest surfaces. Modes pipeline and auto: each stage of the pipeline is shared by so many; auto: by one."""
     replicas: PositiveInt | Literal["auto"] = 1
     """Copies of the network that share the micro-batches of a step; auto: the planner's choice. More than one sum the
     gradients in another order; RMSprop magnifies float32 rounding (to 3e-3 of the loss within 20 steps)."""
@@ -187,8 +188,8 @@ class ParallelConfig(Section):
     def _replicas_fit_mode(self) -> "ParallelConfig":
         if self.mode == "pipeline" and self.replicas not in ("auto", 1):
             raise ValueError(f"mode pipeline has one copy of the network, replicas is {self.replicas}: leave one out")
-        if self.slabs != "auto" and self.mode != "spatial":
-            raise ValueError(f"slabs {list(self.slabs)} are for mode spatial, the mode is {self.mode}")
+        if self.slabs != "auto" and self.mode == "data":
+            raise ValueError(f"slabs {list(self.slabs)} share volumes, in mode data no devices do: leave one out")
         return self
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lampseg.cli import main
 from lampseg.partition import plans_from_json
 from tests.end_to_end.command import lampseg, losses, metrics, steps, train
 from tests.end_to_end.small import refused
@@ -95,3 +96,51 @@ def test_more_slabs_than_there_are(short: Path, capsys: pytest.CaptureFixture[st
     assert "can't be cut into 5 slabs: each needs at least the network's total stride" in refused(capsys, *asked)
     text = refused(capsys, *asked, "--parallel.slabs", "[2, 1, 1]")
     assert "2x1x1 slabs and 1 copies of the network are for 2 devices, there are 5" in text
+
+
+@pytest.fixture(scope="module")
+def mixed(short: Path, folder: Path) -> Path:
+    """Two stages, each on two slabs."""
+    return train(short, folder / "mixed", "parallel.mode=pipeline", "parallel.slabs=[2, 1, 1]", devices=4)
+
+
+def test_stages_on_slabs_train_as_one_device_does(whole: Path, mixed: Path) -> None:
+    assert losses(mixed) == pytest.approx(losses(whole), rel=1e-9)
+    assert largest_difference(mixed, whole) < 1e-6
+    dice = [[r["validation"] for r in metrics(run) if "validation" in r] for run in (mixed, whole)]
+    assert dice[0] == pytest.approx(dice[1], abs=1e-9)
+
+
+def test_memory_of_stages_on_slabs_is_what_the_plan_says(mixed: Path) -> None:
+    plans = plans_from_json((mixed / "plan.json").read_text())
+    assert [(plan.choices.devices, plan.choices.slabs) for plan in plans] == [(2, (2, 1, 1))] * 2
+    seen = 0
+    for record in [record for record in steps(mixed) if "tensor_peak_bytes" in record][1:]:
+        plan = plans[record["stage"]]
+        if list(plan.input_shape[2:]) == record["patch"]:
+            predicted = [load.tensor_bytes for load in plan.devices]
+            assert len(predicted) == len(record["tensor_peak_bytes"]) == 4
+            for place in (slice(0, 2), slice(2, 4)):  # the fullest slab of each is planned
+                assert max(record["tensor_peak_bytes"][place]) == pytest.approx(max(predicted[place]), rel=0.03)
+            seen += 1
+    assert seen, "no step had the planned shape"
+
+
+def test_stages_on_slabs_predict_what_one_device_does(mixed: Path, folder: Path) -> None:
+    images = sorted((folder / "data" / "imagesTs").glob("*.nii.gz"))
+    out = [folder / f"mixed-predicted-{n}" for n in (1, 4)]
+    for n, where in zip((1, 4), out):
+        lampseg("predict", "--run", mixed, "--out", where, "--devices", str(n), "--mirror", "0", *images)
+    for image in images:
+        first, second = (np.asarray(nibabel.load(each / image.name).dataobj) for each in out)
+        assert np.array_equal(first, second)
+        assert len(np.unique(first)) > 1
+
+
+def test_plan_of_stages_on_slabs_is_shown(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", str(short), "--devices", "4", "--parallel.mode", "pipeline", "--parallel.slabs", "[2, 1, 1]"])
+    shown = capsys.readouterr().out
+    assert "2 places of 2x1x1 slabs" in shown
+    assert "slab 2.1.1 of 2x1x1" in shown
+    text = refused(capsys, "plan", short, "--devices", "3", "--parallel.slabs", "[2, 1, 1]")
+    assert "take a multiple of 2 devices, there are 3" in text

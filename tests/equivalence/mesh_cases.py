@@ -1,19 +1,20 @@
 """What a mesh of replicas x places x slabs must equal one device on; and how a rank runs a case."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from lampseg.parallel.model import ParallelModel
-from lampseg.partition import make_plan
+from lampseg.partition import Plan, make_plan
+from lampseg.partition.costed import record_for
 from lampseg.partition.plan import Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.training.supervision import logits_of
-from tests.equivalence.spatial_cases import CLASSES, OURS, loss_of, network_of, stride_of
+from tests.equivalence.spatial_cases import CLASSES, loss_of, network_of, stride_of
 from tests.ranks import sub_world
 
 Shape = tuple[int, ...]
@@ -31,12 +32,15 @@ class MeshCase:
     schedule: Schedule = "1f1b"
     recompute: tuple[Recompute, ...] = ()
     precision: str = "float64"
+    cut_seed: int | None = None
+    """Cuts drawn at random among all allowed positions instead of planned ones."""
 
     @property
     def id(self) -> str:
         grid = "x".join(map(str, self.slabs))
         parts = [self.network, f"{self.replicas}x{self.places}x{grid}", f"M{len(self.data_shapes)}", self.schedule]
-        return "-".join([*parts, *self.recompute, *([self.precision] if self.precision != "float64" else [])])
+        parts += [*self.recompute, *([self.precision] if self.precision != "float64" else [])]
+        return "-".join(parts + ([f"cut{self.cut_seed}"] if self.cut_seed is not None else []))
 
     @property
     def ranks(self) -> int:
@@ -75,7 +79,7 @@ def one_device(case: MeshCase) -> dict[str, Any]:
     for x, target in data:
         loss = loss_of(network(x), target) / len(data)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     network.eval()
     with torch.no_grad():
         labels = [logits_of(network(x))[0][0].argmax(0) for x, _ in data]
@@ -87,26 +91,38 @@ def one_device(case: MeshCase) -> dict[str, Any]:
     }
 
 
-def run_meshes(rank: int, cases: Sequence[MeshCase]) -> list[dict[str, Any] | None]:
-    """On this rank: every case that it has a part in."""
-    worlds = {size: sub_world(size) for size in sorted({case.ranks for case in cases})}
-    return [_one(case, world) if (world := worlds[case.ranks]) is not None else None for case in cases]
-
-
-def _one(case: MeshCase, world: Any) -> dict[str, Any]:
-    network, data = network_of(case.network, case.precision).train(), data_of(case)
+def plan_for(case: MeshCase) -> Plan:
+    """Cuts that balance the forward."""
+    network = network_of(case.network, case.precision).train()
     plan = make_plan(
         network,
         shape=case.data_shapes[0],
         devices=case.places,
-        micro_batches=len(data),
+        micro_batches=len(case.data_shapes),
         schedule=case.schedule,
         precision=case.precision,
+        training=False,
     )
+    cuts = plan.cuts
+    if case.cut_seed is not None:
+        graph = record_for(network, shape=case.data_shapes[0], precision=case.precision, device="cpu")
+        allowed = [at for at in range(1, len(graph.operations)) if at not in graph.forbidden]
+        cuts = tuple(sorted(random.Random(case.cut_seed).sample(allowed, case.stages - 1)))
     modes = case.recompute * case.stages if len(case.recompute) == 1 else case.recompute or ("none",) * case.stages
-    choices = replace(plan.choices, slabs=case.slabs, replicas=case.replicas, recompute=modes)
+    choices = replace(plan.choices, cuts=cuts, slabs=case.slabs, replicas=case.replicas, recompute=modes)
+    return replace(plan, choices=choices)
+
+
+def run_meshes(rank: int, size: int, cases: Sequence[tuple[MeshCase, Plan]]) -> list[dict[str, Any]]:
+    """On this rank of so many."""
+    world = sub_world(size)
+    return [_one(case, plan, world) for case, plan in cases]
+
+
+def _one(case: MeshCase, plan: Plan, world: Any) -> dict[str, Any]:
+    network, data = network_of(case.network, case.precision).train(), data_of(case)
     step = stride_of(case.network)
-    model = ParallelModel(network, replace(plan, choices=choices), world=world, stride=(step,) * 3)
+    model = ParallelModel(network, plan, world=world, stride=(step,) * 3)
     runner = model.runner
 
     def part(t: Tensor, shape: Shape) -> Tensor:
@@ -124,9 +140,7 @@ def _one(case: MeshCase, world: Any) -> dict[str, Any]:
     network.eval()
     mine = [shapes[m] for m in model.mesh.spread(len(shapes))]
     which = list(model.mesh.spread(len(shapes)))
-    found = list(
-        runner.labels(mine, load=lambda n: part(data[which[n]][0], mine[n]), logits=lambda o: logits_of(o)[0])
-    )
+    found = list(runner.labels(mine, load=lambda n: part(data[which[n]][0], mine[n]), logits=lambda o: logits_of(o)[0]))
     model.load(state)
     after = model.gather()
     assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
@@ -139,11 +153,3 @@ def _one(case: MeshCase, world: Any) -> dict[str, Any]:
         "labels": {which[n]: labels for n, labels in enumerate(found) if labels is not None},
         "state": sorted(state),
     }
-
-
-def random_network(name: str) -> nn.Module:
-    """As it is built, with its dropout."""
-    return network_of(name)
-
-
-__all__ = ["OURS", "MeshCase", "one_device", "run_meshes", "tree_leaves"]

@@ -105,22 +105,27 @@ def _plan(
     devices: int,
     hardware: Hardware | None = None,
 ) -> Plan:
-    """Slabs of whole volumes, if the run was trained so; else stages of the network.
+    """Slabs of whole volumes, or stages on slabs, if the run was configured so; else stages of the network.
 
     Raises:
         UserError: the network can't be split so.
     """
     in_slabs = config.parallel.mode == "spatial" and options.window is None and devices > 1
+    grid = config.parallel.slabs
+    if not in_slabs and grid != "auto" and options.window is None and devices % math.prod(grid) == 0:
+        mixed = grid
+    else:
+        mixed = (1, 1, 1)
     plan = make_plan(
         network,
         shape=shape,
-        devices=1 if in_slabs else devices,
+        devices=1 if in_slabs else devices // math.prod(mixed),
         precision=config.precision,
         hardware=hardware,
         training=False,
     )
     if not in_slabs:
-        return plan
+        return replace(plan, choices=replace(plan.choices, slabs=mixed))
     found = grids(devices, size=shape[2:], stride=task.stride)
     if not found:
         raise UserError(

@@ -146,9 +146,9 @@ class Predictor:
     def _together(self, window: SlidingWindow | None, mirror: Mirror) -> int:
         """How many images are read and segmented together, by all replicas."""
         mesh = self.model.mesh
-        if window is not None or mesh.alike or mesh.devices == 1:
+        if window is not None or mesh.places == 1:
             return mesh.replicas
-        return mesh.replicas * -(-PASSES * mesh.devices // len(mirror.flips))
+        return mesh.replicas * -(-PASSES * mesh.places // len(mirror.flips))
 
     def _read(self, group: Sequence[InputCase]) -> list[_Loaded | str]:
         """My replica's of some images, or what is wrong with them; on its first rank."""
@@ -265,8 +265,8 @@ class Predictor:
             if self.model.world.device.type == "cuda":
                 torch.cuda.synchronize(self.model.world.device)
             total += time.perf_counter() - begun
-            if tile is not None and self.model.mesh.alike:
-                labelling.take_together(tile, mesh=self.model.mesh)
+            if tile is not None and self.model.mesh.sharing > 1:
+                labelling.take_together(tile, mesh=self.model.mesh.together)
             elif tile is not None:
                 labelling.take(tile)
             del tile

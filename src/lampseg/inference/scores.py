@@ -8,6 +8,7 @@ from torch import Tensor
 from lampseg.inference.mirror import Mirror
 from lampseg.inference.model import Segmenter, Shape
 from lampseg.inference.tiles import Tile, exchange, whole, within
+from lampseg.parallel.pipeline import PipelineRunner
 from lampseg.parallel.spatial.runner import SlabRunner
 from lampseg.training.supervision import logits_of
 
@@ -69,14 +70,15 @@ def _add(total: Tile | None, scores: Tensor, *, model: Segmenter, shape: Shape, 
     scores = mirror.back(scores, flip)
     runner = model.runner
     tiles = [Tile(scores, box)]
-    if isinstance(runner, SlabRunner) and any(runner.choices.slabs[axis] > 1 for axis in flip):
+    slabs = runner.choices.slabs if isinstance(runner, SlabRunner | PipelineRunner) else (1, 1, 1)
+    if any(slabs[axis] > 1 for axis in flip):
         sides = whole(shape[2:])
         there = [
             slice(side.stop - part.stop, side.stop - part.start) if axis in flip else part
             for axis, (part, side) in enumerate(zip(box, sides))
         ]
         mine = Tile(scores, (there[0], there[1], there[2]))
-        tiles = exchange(mine, box, mesh=model.mesh, device=scores.device)
+        tiles = exchange(mine, box, mesh=model.mesh.together, device=scores.device)
     if total is None:
         assert len(tiles) == 1, "the first pass is not flipped"
         return tiles[0]

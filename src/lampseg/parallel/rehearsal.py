@@ -18,6 +18,7 @@ from lampseg.parallel.pipeline.passes import Passes
 from lampseg.parallel.pipeline.routes import Route, Routes, routes_of
 from lampseg.parallel.pipeline.runner import places_of
 from lampseg.parallel.pipeline.transport import AHEAD, Delivery
+from lampseg.parallel.spatial.around import AroundSlab, StageSlabs
 from lampseg.parallel.state import owners_of
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
 from lampseg.partition.placement import Placement, place
@@ -164,6 +165,8 @@ class _Run:
         self.model, self.placement, self.stage = model, placement, stage
         self.fake, self.loss, self.fresh, self.local = fake, loss, fresh, local
         self.routes = routes_of(placement, stage)
+        assert model.around is None or isinstance(model.around, AroundSlab)
+        self.around = model.around
         self.live = LiveBytes()
 
     def measure(self, *, again: bool) -> PassBytes:
@@ -175,6 +178,7 @@ class _Run:
                 device=graph.input.device,
                 last=self.placement.stages - 1,
                 precision=self.model.precision,
+                slabs=None if self.around is None else StageSlabs(self.around.spatial),
             )
             post = _Post(self, "forward")
             with live, torch.autograd.set_multithreading_enabled(False):  # modes are of one thread
@@ -204,9 +208,11 @@ class _Run:
         return PassBytes(forward_peak, kept, backward_peak, gradients, sent, returned)
 
     def _loss(self, output: Any) -> Tensor:
-        if self.loss is not None:
-            return self.loss(output, self.model.graph.input.shape)
-        return EmptyLoss.of(output)
+        shape = self.model.graph.input.shape
+        if self.loss is None:
+            with torch._C.DisableTorchFunction():
+                return EmptyLoss.of(output)
+        return self.loss(output, shape) if self.around is None else self.loss(output, shape, self.around.placed)
 
 
 class _Post:

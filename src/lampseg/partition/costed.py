@@ -60,6 +60,15 @@ class CostedNetwork:
     hardware: Hardware
     optimizer: float = 1.0
     """Bytes that the optimizer keeps for each byte of a trainable parameter."""
+    around: Around | None = None
+    """What the network runs in: on a slab of each volume, the graph is that of the slab."""
+    slabs: tuple[int, int, int] = (1, 1, 1)
+    """Ranks along each spatial dimension that share a volume then."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one whole micro-batch, (N, C, *spatial)."""
+        return tuple(self.graph.input.shape) if self.around is None else self.around.shape
 
     def regime(self, *, micro_batches: int, held: Sequence[int], recompute: Sequence[Recompute] | None) -> Regime:
         return Regime(micro_batches, tuple(held), None if recompute is None else tuple(recompute), self.optimizer)
@@ -75,6 +84,8 @@ def cost_network(
     optimizer: float = 1.0,
     loss: MicroBatchLoss | None = None,
     name: str | None = None,
+    around: Around | None = None,
+    slabs: tuple[int, int, int] = (1, 1, 1),
 ) -> CostedNetwork:
     """Records `network` (in its present mode) and costs it; nothing is run or allocated.
 
@@ -87,22 +98,31 @@ def cost_network(
         optimizer: bytes that it keeps for each byte of a trainable parameter.
         loss: None costs nothing.
         name: of the network, for the printed plan.
+        around, slabs: see `CostedNetwork`.
 
     Raises:
         UserError: the network can't be recorded.
     """
     hardware = hardware or hardware_for(kind="cpu", processes=1)
     graph = record_for(
-        network, shape=shape, precision=precision, device=hardware.kind, gradients=training, backward=training
+        network,
+        shape=shape,
+        precision=precision,
+        device=hardware.kind,
+        gradients=training,
+        backward=training,
+        around=around,
     )
     costs = costs_of(
         graph,
         network,
         hardware=hardware,
         precision=precision,
-        loss=_loss_tally(loss, graph) if loss and training else None,
+        loss=_loss_tally(loss, graph, around) if loss and training else None,
     )
-    return CostedNetwork(name or type(network).__name__, network, graph, costs, precision, hardware, optimizer)
+    return CostedNetwork(
+        name or type(network).__name__, network, graph, costs, precision, hardware, optimizer, around, slabs
+    )
 
 
 def costs_of(
@@ -125,13 +145,17 @@ def costs_of(
     return IntervalCosts(graph, state_bytes=state, trainable=trainable, rates=rates, loss=loss)
 
 
-def _loss_tally(loss: MicroBatchLoss, graph: Graph) -> Tally:
+def _loss_tally(loss: MicroBatchLoss, graph: Graph, around: Around | None) -> Tally:
     values = [graph.values[value] for value in graph.outputs]
 
     def make() -> list[Tensor]:
         return [torch.empty(value.shape, dtype=value.dtype).requires_grad_() for value in values]
 
     def run(outputs: list[Tensor]) -> Tensor:
-        return loss(tree_unflatten(outputs, graph.output_spec), graph.input.shape)
+        if around is None:
+            return loss(tree_unflatten(outputs, graph.output_spec), graph.input.shape)
+        parts = [around.marked(t, graph.notes[value]) for t, value in zip(outputs, graph.outputs, strict=True)]
+        with around.mode():
+            return loss(tree_unflatten(parts, graph.output_spec), graph.input.shape, around.placed)
 
     return tally(make, run)

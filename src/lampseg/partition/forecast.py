@@ -24,7 +24,7 @@ def plan_of(model: CostedNetwork, choices: Choices, *, memory: Sequence[float] |
     stages = _stages(model, placement, choices)
     plan = Plan(
         network=model.name,
-        input_shape=tuple(model.graph.input.shape),
+        input_shape=model.shape,
         precision=model.precision,
         operations=len(model.graph.operations),
         digest=model.graph.digest,
@@ -42,8 +42,9 @@ def plan_of(model: CostedNetwork, choices: Choices, *, memory: Sequence[float] |
     state = max(load.parameter_bytes for load in plan.devices)
     gradients = max(load.gradient_bytes for load in plan.devices)
     seconds = table.seconds + model.hardware.optimizer_seconds(state)
-    if choices.replicas > 1:
-        seconds += model.hardware.all_reduce_seconds(gradients, choices.replicas)
+    holders = choices.replicas * choices.sharing
+    if holders > 1:
+        seconds += model.hardware.all_reduce_seconds(gradients, holders)
     return replace(plan, step_seconds=seconds, bubble=table.bubble)
 
 

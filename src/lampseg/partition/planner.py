@@ -121,4 +121,5 @@ def cut_for(
         cuts=tuple(model.costs.starts[position] for position in cut.positions),
         recompute=cut.recompute,
         limit=limit,
+        slabs=model.slabs,
     )

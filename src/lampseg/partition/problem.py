@@ -13,6 +13,7 @@ from lampseg.partition.forecast import plan_of
 from lampseg.partition.plan import Choices, DeviceLoad, Plan, Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.partition.search import Found, Options, counts_to_try, search
+from lampseg.recording.around import Around
 from lampseg.units import format_bytes
 
 AUTO_MICRO_BATCHES = 8
@@ -40,6 +41,7 @@ class Problem:
     batch: int
     hardware: Hardware
     devices: int = 1
+    """Or places of pipelines, if each is shared by ranks with a slab of the volumes."""
     memory: tuple[float, ...] | None = None
     """Bytes of each device; None: no limit."""
     channels: int = 1
@@ -55,22 +57,29 @@ class Problem:
     """Runs a plan on fake tensors and gives the exact bytes of each device; None: the estimate is taken."""
     margin: float = 1.0
     """Memory is planned as if a device needed so many times what is predicted (learnt from a run that failed)."""
+    slabs: tuple[int, int, int] = (1, 1, 1)
+    """Ranks along each spatial dimension that share a place."""
+    around: Callable[[tuple[int, ...]], Around] | None = None
+    """What the network of such a rank runs in, for the shape of a whole micro-batch."""
     cache: dict[tuple[object, ...], CostedNetwork] = field(default_factory=dict, compare=False, repr=False)
     """Of what was recorded; shared by the problems derived from one with `replace`."""
 
     def costed(self, micro_batches: int) -> CostedNetwork:
         """The network, costed for one micro-batch of a step that is cut into so many."""
         samples = -(-self.batch // micro_batches)
-        key = (samples, self.size, self.precision, self.hardware.source, self.loss)
+        key = (samples, self.size, self.precision, self.hardware.source, self.loss, self.slabs)
         if key not in self.cache:
+            shape = (samples, self.channels, *self.size)
             self.cache[key] = cost_network(
                 self.network,
-                shape=(samples, self.channels, *self.size),
+                shape=shape,
                 precision=self.precision,
                 hardware=self.hardware,
                 optimizer=self.optimizer,
                 loss=self.loss,
                 name=self.name,
+                around=None if self.around is None else self.around(shape),
+                slabs=self.slabs,
             )
         return self.cache[key]
 

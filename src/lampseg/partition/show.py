@@ -42,13 +42,13 @@ def plan_table(plan: Plan) -> Table:
         return f"{nbytes / scale:.2f}" if nbytes < 100 * scale else f"{nbytes / scale:.0f}"
 
     for load in plan.devices:
-        mine = plan.stages if plan.choices.spatial else [s for s in plan.stages if s.device == load.index]
+        mine = [s for s in plan.stages if s.device == load.index // plan.choices.sharing]
         state = load.parameter_bytes + load.gradient_bytes + load.optimizer_bytes
         other = load.boundary_bytes + load.temporary_bytes + load.library_bytes
         has = () if not limited else ("-" if load.memory_bytes is None else amount(load.memory_bytes),)
         table.add_row(
             str(load.index),
-            _slab_text(plan, load.index) if plan.choices.spatial else "\n".join(_stage_text(stage) for stage in mine),
+            _runs_text(plan, load.index, mine),
             format_count(sum(stage.parameters for stage in mine)),
             amount(load.peak_bytes),
             *has,
@@ -58,6 +58,13 @@ def plan_table(plan: Plan) -> Table:
             f"{load.busy_seconds / max(plan.step_seconds, 1e-30):.0%}",
         )
     return table
+
+
+def _runs_text(plan: Plan, device: int, stages: Sequence[Stage]) -> str:
+    lines = [] if plan.choices.spatial and plan.choices.devices == 1 else [_stage_text(stage) for stage in stages]
+    if plan.choices.spatial:
+        lines.append(_slab_text(plan, device % plan.choices.sharing))
+    return "\n".join(lines)
 
 
 def _stage_text(stage: Stage) -> str:
@@ -83,7 +90,7 @@ def drawing(plan: Plan, *, width: int = 64) -> Text:
         "micro-batches, . waits\n"
     )
     for device, entries in enumerate(table.devices):
-        text.append(f"  device {device:2d} ")
+        text.append(f"  {'place ' if plan.choices.spatial else 'device'} {device:2d} ")
         text.append_text(_lane(entries, seconds=table.seconds, width=width))
         text.append("\n")
     text.rstrip()
@@ -108,7 +115,7 @@ def _lane(entries: Sequence[Entry], *, seconds: float, width: int) -> Text:
 
 def transfers_text(plan: Plan) -> str:
     """What goes between devices for one micro-batch."""
-    if plan.choices.spatial:
+    if plan.choices.spatial and plan.choices.devices == 1:
         most = format_bytes(plan.stages[0].send_bytes)
         return f"Between neighbours, for each micro-batch forward and back: each rank sends halos of {most} at most"
     places = [stage.device for stage in plan.stages]
@@ -117,7 +124,8 @@ def transfers_text(plan: Plan) -> str:
         return "Nothing goes between devices."
     each = ", ".join(f"{link.source}>{link.target} {format_bytes(link.nbytes)}" for link in away)
     total = sum(link.nbytes for link in away)
-    return f"Between stages, for each micro-batch forward (and as much back): {format_bytes(total)} ({each})"
+    slab = " of a slab" if plan.choices.spatial else ""
+    return f"Between stages, for each micro-batch{slab} forward (and as much back): {format_bytes(total)} ({each})"
 
 
 def alternatives_table(plan: Plan, *, limit: int = SHOWN) -> Table:

@@ -1,5 +1,6 @@
 """One plan for each stage of the curriculum: the configuration as planning problems, solved before anything runs."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from lampseg.hardware.device import Hardware, hardware_for
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.parallel.spatial.forecast import slab_plan
-from lampseg.parallel.spatial.grids import choices_for, slab_plans
+from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
+from lampseg.parallel.spatial.mixed import by_rank, on_slabs, plan_by_rank
 from lampseg.partition import Choices, Plan
 from lampseg.partition.costed import CostedNetwork, record_for
 from lampseg.partition.plan import Alternative, describe_choices
@@ -116,13 +118,16 @@ def make_plans(
 
 def in_slabs_if_asked(subject: Subject) -> Callable[[Problem], Found] | None:
     """How problems are solved where the configuration asks for slabs; None: by stages."""
-    if subject.config.parallel.mode != "spatial":
+    parallel = subject.config.parallel
+    if parallel.mode != "spatial" and parallel.slabs != "auto":
+        return lambda problem: _mixed(subject, problem)
+    if parallel.mode != "spatial":
         return None
     return lambda problem: problem.solve() if problem.devices == 1 else _in_slabs(subject, problem, roughly=True)
 
 
 def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -> Found:
-    """By the way that the configuration names; by slabs also where nothing else fits.
+    """By the way that the configuration names; by slabs, or stages on slabs, also where nothing else fits.
 
     Where another plan fits, slabs are named among the alternatives only: their sums over ranks round otherwise than
     one device does, and losses are to follow the number of devices as little as possible.
@@ -130,19 +135,23 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     mode = subject.config.parallel.mode
     if mode == "spatial":
         return _in_slabs(subject, problem)
+    if subject.config.parallel.slabs != "auto":
+        return _mixed(subject, problem, on_way=on_way)
     if mode != "auto" or problem.devices == 1:
         return problem.solve(on_way=on_way)
     try:
         found = problem.solve(on_way=on_way)
     except UserError as error:  # more devices than stages, for instance
         try:
-            slabs = _in_slabs(subject, problem)
+            instead: Found | None = _in_slabs(subject, problem)
         except UserError:
-            raise error from None
-        if not slabs.fits:
+            instead = None
+        if instead is None or not instead.fits:
+            instead = _any_mixture(subject, problem, on_way=on_way)
+        if instead is None:
             raise
         why = Alternative(f"stages on {problem.devices} devices", None, None, f"not possible: {error}")
-        return replace(slabs, plan=replace(slabs.plan, alternatives=(why,)))
+        return replace(instead, plan=replace(instead.plan, alternatives=(why,)))
     try:
         slabs = _in_slabs(subject, problem, roughly=found.fits)
     except UserError as error:
@@ -157,6 +166,9 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
             verdict = "does not fit"
         label = describe_choices(slabs.plan.choices)
         other = Alternative(label, slabs.plan.step_seconds if slabs.fits else None, slabs.plan.peak_bytes, verdict)
+    if not found.fits and (mixed := _any_mixture(subject, problem, on_way=on_way)) is not None:
+        why = Alternative(describe_choices(found.plan.choices), None, found.plan.peak_bytes, "does not fit")
+        return replace(mixed, plan=replace(mixed.plan, alternatives=(why, other)))
     return replace(
         found,
         plan=replace(found.plan, alternatives=(*found.plan.alternatives[:1], other, *found.plan.alternatives[1:])),
@@ -213,6 +225,44 @@ def _in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False) -> F
     return Found(plan, fits=_lack(plan, problem) <= 1)
 
 
+def _mixed(subject: Subject, problem: Problem, *, on_way: Callable[[], None] = lambda: None) -> Found:
+    """The best pipeline whose places are shared by the slabs that the configuration gives.
+
+    Raises:
+        UserError: they can't share the devices; the network is not known to be exact on slabs, or can't be cut into
+            so many stages.
+    """
+    grid, replicas = subject.config.parallel.slabs, problem.replicas or 1
+    assert grid != "auto"
+    sharing = math.prod(grid)
+    if problem.devices == replicas * sharing:
+        return _in_slabs(subject, problem)
+    if problem.devices % (replicas * sharing):
+        raise UserError(
+            f"parallel.slabs: {'x'.join(map(str, grid))} slabs and {replicas} copies of the network take a multiple of "
+            f"{replicas * sharing} devices, there are {problem.devices}"
+        )
+    return by_rank(on_slabs(problem, grid, stride=subject.stride).solve(on_way=on_way))
+
+
+def _any_mixture(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -> Found | None:
+    """The fastest pipeline on slabs that fits; None: none does. By the grids with the smallest surfaces."""
+    best: Found | None = None
+    replicas = problem.replicas or 1
+    each = problem.devices // replicas
+    for sharing in range(2, each):
+        if each % sharing:
+            continue
+        for grid in grids(sharing, size=problem.size, stride=subject.stride)[:1]:
+            try:
+                found = by_rank(on_slabs(problem, grid, stride=subject.stride).solve(on_way=on_way))
+            except UserError:  # not exact on slabs, or more places than stages
+                continue
+            if found.fits and (best is None or found.plan.step_seconds < best.plan.step_seconds):
+                best = found
+    return best
+
+
 def _lack(plan: Plan, problem: Problem) -> float:
     """How many times its memory the fullest device needs."""
     return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
@@ -252,7 +302,11 @@ def plans_given(
                 f"into {exactly} {stage.batch}"
             )
         try:
-            made = problem.given(choices, digest=plan.digest, otherwise=_given_slabs(subject, problem, choices))
+            if choices.spatial and choices.devices > 1:
+                mixed = on_slabs(problem, choices.slabs, stride=subject.stride)
+                made = plan_by_rank(mixed.given(choices, digest=plan.digest))
+            else:
+                made = problem.given(choices, digest=plan.digest, otherwise=_given_slabs(subject, problem, choices))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         plans.append(made)

@@ -95,8 +95,10 @@ class Trainer:
     def _check_slabs(self) -> None:
         """Refuses to start where slabs are not what the whole volume is; once for each grid."""
         runner = self.model.runner
-        if isinstance(runner, SlabRunner) and runner.choices.slabs not in self._checked:
-            check_slabs(self.model.network, runner.spatial, channels=self.job.channels, stride=self.job.stride)
+        if runner.spatial is not None and runner.choices.slabs not in self._checked:
+            # A pipeline has only parts of the network: what is checked is functions, so other weights do as well.
+            whole = self.model.network if isinstance(runner, SlabRunner) else self.job.build()
+            check_slabs(whole, runner.spatial, channels=self.job.channels, stride=self.job.stride)
             self._checked.add(runner.choices.slabs)
 
     def _loop(self, journal: Journal | None) -> None:

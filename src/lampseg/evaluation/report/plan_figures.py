@@ -48,7 +48,7 @@ def memory_picture(check: PlanCheck) -> Figure:
 
 
 def _device_text(plan: Plan, device: int) -> str:
-    mine = [stage for stage in plan.stages if stage.device == device]
+    mine = [stage for stage in plan.stages if stage.device == device // plan.choices.sharing]
     return "\n".join([f"device {device}", *(plain(modules_text(stage, limit=30)) for stage in mine[:2])])
 
 

@@ -53,6 +53,14 @@ class AroundSlab:
     def note(self, tensor: Tensor) -> Any:
         return layout_of(tensor), is_constant(tensor)
 
+    def marked(self, tensor: Tensor, note: Any) -> Tensor:
+        return marked(tensor, note)
+
+    def placed(self, mine: Tensor) -> Tensor:
+        shift = mine.dim() - len(self.shape)
+        layout = tuple(shard.at(shard.dim + shift) for shard in self.spatial.layout(self.shape))
+        return self.spatial.slab(mine, layout)
+
     def state(self) -> Any:
         return self.spatial.known
 
@@ -70,6 +78,13 @@ class AroundSlab:
             if sums:
                 found.append(Kernel("all_reduce", "collective", 0.0, summed, voxels=sums, taps=axis.size))
         return tuple(found)
+
+
+def marked(tensor: Tensor, note: Any) -> Tensor:
+    """A tensor, marked as it was noted."""
+    layout, constant = note
+    mark(tensor, layout)
+    return mark_constant(tensor) if constant else tensor
 
 
 class StageSlabs:
@@ -101,9 +116,7 @@ class StageSlabs:
 
     def marked(self, tensor: Tensor, graph: Graph, value: ValueId) -> Tensor:
         """A received tensor, marked as what the graph says."""
-        layout, constant = graph.notes[value]
-        mark(tensor, layout)
-        return mark_constant(tensor) if constant else tensor
+        return marked(tensor, graph.notes[value])
 
     @contextlib.contextmanager
     def drawing(self, seed: int) -> Iterator[None]:
