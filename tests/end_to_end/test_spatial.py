@@ -1,6 +1,7 @@
 """`parallel.mode: spatial` from end to end: trains, resumes and predicts as one device does, and says what it takes."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -115,9 +116,11 @@ def test_memory_of_stages_on_slabs_is_what_the_plan_says(mixed: Path) -> None:
     plans = plans_from_json((mixed / "plan.json").read_text())
     assert [(plan.choices.devices, plan.choices.slabs) for plan in plans] == [(2, (2, 1, 1))] * 2
     seen = 0
-    for record in [record for record in steps(mixed) if "tensor_peak_bytes" in record][1:]:
+    records = [record for record in steps(mixed) if "tensor_peak_bytes" in record]
+    for before, record in pairwise(records):
         plan = plans[record["stage"]]
-        if list(plan.input_shape[2:]) == record["patch"]:
+        # In a stage's first step the optimizer has no numbers yet.
+        if list(plan.input_shape[2:]) == record["patch"] and before["stage"] == record["stage"]:
             predicted = [load.tensor_bytes for load in plan.devices]
             assert len(predicted) == len(record["tensor_peak_bytes"]) == 4
             for place in (slice(0, 2), slice(2, 4)):  # the fullest slab of each is planned

@@ -1,4 +1,5 @@
-"""`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
+"""`plan`: what fits and how it is split, before anything runs, import math
+from the headers of the data alone."""
 
 from dataclasses import replace
 
@@ -85,7 +86,13 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
     # A GPU of this memory is meant, as by --devices NxMEMORY, unless the hardware is named.
     hardware = hardware_of(subject.config, parse_devices(f"1x{memory}", planning=True))
     subject = replace(subject, hardware=hardware)
-    found = fewest_devices(subject.problem(-1), memory=size, solve=in_slabs_if_asked(subject))
+    slabs = subject.config.parallel.slabs
+    found = fewest_devices(
+        subject.problem(-1),
+        memory=size,
+        solve=in_slabs_if_asked(subject),
+        unit=1 if slabs == "auto" else math.prod(slabs),
+    )
     if found is None:
         raise UserError(
             f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "

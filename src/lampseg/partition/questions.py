@@ -72,7 +72,7 @@ def largest_patch(
     return best
 
 
-def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None) -> Plan | None:
+def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None, unit: int = 1) -> Plan | None:
     """The plan with the fewest devices of so many bytes each that fits; None if MOST_DEVICES do not do.
 
     All devices share one copy of the network. More devices are taken to need less memory each, so the number is
@@ -80,10 +80,12 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
 
     Args:
         solve: finds a plan that is none of stages, such as one of slabs.
+        unit: devices come in multiples of it.
     """
     costs = problem.costed(problem.counts()[-1]).costs
 
-    def fitting(devices: int) -> Plan | None:
+    def fitting(units: int) -> Plan | None:
+        devices = units * unit
         if solve is not None:
             try:
                 found = solve(replace(problem, devices=devices, memory=(memory,) * devices, replicas=1))
@@ -99,7 +101,7 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
         return None
 
     stages_each = 2 if problem.schedule in ("v", "interleaved") else 1
-    most = MOST_DEVICES if solve is not None else min(MOST_DEVICES, costs.count // stages_each)
+    most = MOST_DEVICES // unit if solve is not None else min(MOST_DEVICES, costs.count // stages_each)
     devices = max(1, math.ceil(costs.state[0, -1] / memory))  # the parameters alone need as many
     too_few = devices - 1
     plan: Plan | None = None
