@@ -1,6 +1,6 @@
-"""`plan`: what fits and how it is split, before anything runs, import math
-from the headers of the data alone."""
+"""`plan`: what fits and how it is split, before anything runs, from the headers of the data alone."""
 
+import math
 from dataclasses import replace
 
 from lampseg.config import Config
