@@ -133,7 +133,19 @@ def test_stages_on_slabs_predict_what_one_device_does(mixed: Path, folder: Path)
     images = sorted((folder / "data" / "imagesTs").glob("*.nii.gz"))
     out = [folder / f"mixed-predicted-{n}" for n in (1, 4)]
     for n, where in zip((1, 4), out):
-        lampseg("predict", "--run", mixed, "--out", where, "--devices", str(n), "--mirror", "0", *images)
+        lampseg(
+            "predict",
+            "--run",
+            mixed,
+            "--out",
+            where,
+            "--devices",
+            str(n),
+            "--mirror",
+            "x,z",
+            "--mirror-swaps-pairs",
+            *images,
+        )
     for image in images:
         first, second = (np.asarray(nibabel.load(each / image.name).dataobj) for each in out)
         assert np.array_equal(first, second)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lampseg.parallel.model import ParallelModel
 from lampseg.partition import Plan, make_plan
@@ -14,6 +14,7 @@ from lampseg.partition.costed import record_for
 from lampseg.partition.plan import Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.training.supervision import logits_of
+from tests.equivalence.any_network import build
 from tests.equivalence.spatial_cases import CLASSES, loss_of, network_of, stride_of
 from tests.ranks import sub_world
 
@@ -34,13 +35,21 @@ class MeshCase:
     precision: str = "float64"
     cut_seed: int | None = None
     """Cuts drawn at random among all allowed positions instead of planned ones."""
+    dropout: bool = False
 
     @property
     def id(self) -> str:
         grid = "x".join(map(str, self.slabs))
         parts = [self.network, f"{self.replicas}x{self.places}x{grid}", f"M{len(self.data_shapes)}", self.schedule]
         parts += [*self.recompute, *([self.precision] if self.precision != "float64" else [])]
+        parts += ["dropout"] * self.dropout
         return "-".join(parts + ([f"cut{self.cut_seed}"] if self.cut_seed is not None else []))
+
+    def build(self) -> nn.Module:
+        if not self.dropout:
+            return network_of(self.network, self.precision)
+        torch.manual_seed(7)
+        return build(self.network).double()
 
     @property
     def ranks(self) -> int:
@@ -74,7 +83,7 @@ def data_of(case: MeshCase) -> list[tuple[Tensor, Tensor]]:
 
 def one_device(case: MeshCase) -> dict[str, Any]:
     """The micro-batches one after the other, then each once more in eval mode."""
-    network, data = network_of(case.network, case.precision).train(), data_of(case)
+    network, data = case.build().train(), data_of(case)
     losses = []
     for x, target in data:
         loss = loss_of(network(x), target) / len(data)
@@ -93,7 +102,7 @@ def one_device(case: MeshCase) -> dict[str, Any]:
 
 def plan_for(case: MeshCase) -> Plan:
     """Cuts that balance the forward."""
-    network = network_of(case.network, case.precision).train()
+    network = case.build().train()
     plan = make_plan(
         network,
         shape=case.data_shapes[0],
@@ -120,7 +129,7 @@ def run_meshes(rank: int, size: int, cases: Sequence[tuple[MeshCase, Plan]]) -> 
 
 
 def _one(case: MeshCase, plan: Plan, world: Any) -> dict[str, Any]:
-    network, data = network_of(case.network, case.precision).train(), data_of(case)
+    network, data = case.build().train(), data_of(case)
     step = stride_of(case.network)
     model = ParallelModel(network, plan, world=world, stride=(step,) * 3)
     runner = model.runner

@@ -11,10 +11,12 @@ from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.timeout(400)
 
+CUT_ANYWHERE = ("ours-se", "segresnet", "vnet", "plainconvunet", "unet-batch", "residualencoderunet-deep")
 ON_FOUR = [
-    *(MeshCase(name) for name in (*OURS, *CONVOLUTIONAL)),
+    *(MeshCase(name) for name in (*OURS, *CONVOLUTIONAL) if name not in CUT_ANYWHERE),
     # Cuts at any operation: within a block, between a norm and its activation, across skips.
-    *(MeshCase(name, cut_seed=seed) for name in ("ours-se", "segresnet", "vnet") for seed in (1, 2)),
+    *(MeshCase(name, cut_seed=1) for name in CUT_ANYWHERE),
+    MeshCase("ours-se", cut_seed=2),
     MeshCase("ours-batch", schedule="gpipe", recompute=("all",)),
     MeshCase("ours-batch", schedule="v", recompute=("all_but_last",)),
     MeshCase("ours-se", schedule="interleaved", recompute=("none", "all", "none", "all_but_last")),
@@ -25,6 +27,7 @@ ON_FOUR = [
     MeshCase("segresnet", shapes=((1, 1, 20, 8, 12), (1, 1, 12, 8, 8))),
     MeshCase("ours-batch", precision="float32"),
 ]
+DROPOUT = [MeshCase("plainconvunet", dropout=True, recompute=(mode,)) for mode in ("none", "all")]
 ON_EIGHT = [
     MeshCase("ours-batch", replicas=2),
     MeshCase("residualencoderunet", slabs=(2, 2, 1), recompute=("all",)),
@@ -34,7 +37,7 @@ ON_EIGHT = [
 
 @pytest.fixture(scope="module")
 def on_four() -> dict[MeshCase, list[dict[str, Any]]]:
-    return on_ranks(4, ON_FOUR)
+    return on_ranks(4, [*ON_FOUR, *DROPOUT])
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,16 @@ def test_equals_one_device(case: MeshCase, on_four: dict[MeshCase, list[dict[str
 @pytest.mark.parametrize("case", ON_EIGHT, ids=lambda case: case.id)
 def test_equals_one_device_on_eight_ranks(case: MeshCase, on_eight: dict[MeshCase, list[dict[str, Any]]]) -> None:
     check(case, on_eight[case])
+
+
+def test_a_second_forward_drops_the_same(on_four: dict[MeshCase, list[dict[str, Any]]]) -> None:
+    """Recompute draws a mask again, on each slab another one."""
+    once, again = (on_four[case] for case in DROPOUT)
+    for first, second in zip(once, again, strict=True):
+        assert first["losses"] == second["losses"]
+        torch.testing.assert_close(first["gradients"], second["gradients"], rtol=1e-12, atol=1e-14)
+    dropped, whole = once, on_four[MeshCase("plainconvunet", cut_seed=1)]
+    assert [rank["losses"] for rank in dropped] != [rank["losses"] for rank in whole]
 
 
 def check(case: MeshCase, ranks: list[dict[str, Any]]) -> None:
