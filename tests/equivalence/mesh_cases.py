@@ -36,13 +36,15 @@ class MeshCase:
     cut_seed: int | None = None
     """Cuts drawn at random among all allowed positions instead of planned ones."""
     dropout: bool = False
+    seed: int = 5
+    """Of the step, for random operations."""
 
     @property
     def id(self) -> str:
         grid = "x".join(map(str, self.slabs))
         parts = [self.network, f"{self.replicas}x{self.places}x{grid}", f"M{len(self.data_shapes)}", self.schedule]
         parts += [*self.recompute, *([self.precision] if self.precision != "float64" else [])]
-        parts += ["dropout"] * self.dropout
+        parts += [f"dropout{self.seed}"] * self.dropout
         return "-".join(parts + ([f"cut{self.cut_seed}"] if self.cut_seed is not None else []))
 
     def build(self) -> nn.Module:
@@ -142,7 +144,7 @@ def _one(case: MeshCase, plan: Plan, world: Any) -> dict[str, Any]:
         return loss_of(output, runner.placed(part(data[m][1], shape), shape)) / len(data)
 
     shapes = [tuple(x.shape) for x, _ in data]
-    losses = runner.step(shapes, load=lambda m: part(data[m][0], shapes[m]), loss=loss, seed=5)
+    losses = runner.step(shapes, load=lambda m: part(data[m][0], shapes[m]), loss=loss, seed=case.seed)
     gradients = {name: p.grad for name, p in model.parameters().items() if p.grad is not None}
     state = model.gather()
     buffers = {name: b.clone() for name, b in network.named_buffers() if name in set(model.owned)}
