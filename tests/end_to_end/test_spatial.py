@@ -159,3 +159,11 @@ def test_plan_of_stages_on_slabs_is_shown(short: Path, capsys: pytest.CaptureFix
     assert "slab 2.1.1 of 2x1x1" in shown
     text = refused(capsys, "plan", short, "--devices", "3", "--parallel.slabs", "[2, 1, 1]")
     assert "take a multiple of 2 devices, there are 3" in text
+
+
+def test_windows_are_not_cut_into_slabs(short: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Said before anything is trained, not at the first validation."""
+    asked = ("train", short, "--run", folder / "spatial-windows", "--devices", "2", "--parallel.mode", "spatial")
+    text = refused(capsys, *asked, "--validation.window", "patch")
+    assert "sliding windows are not cut into slabs" in text
+    assert not (folder / "spatial-windows" / "metrics.jsonl").exists()

@@ -111,6 +111,7 @@ def make_plans(
             found = _solved(subject, problem, on_way=on_way)
             if not found.fits:
                 raise UserError(remedies(problem, found.plan, stride=subject.stride))
+            _check_validation(subject, found.plan)
             plans.append(found.plan)
         _try_smallest(subject, index, smallest)
     return tuple(plans)
@@ -309,6 +310,7 @@ def plans_given(
                 made = problem.given(choices, digest=plan.digest, otherwise=_given_slabs(subject, problem, choices))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        _check_validation(subject, made)
         plans.append(made)
         _try_smallest(subject, index, smallest)
     return tuple(plans)
@@ -319,6 +321,15 @@ def _given_slabs(subject: Subject, problem: Problem, choices: Choices) -> Callab
     if not choices.spatial:
         return None
     return lambda model: slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
+
+
+def _check_validation(subject: Subject, plan: Plan) -> None:
+    """Raises UserError if the plan can't segment the validation cases as the configuration says."""
+    if plan.choices.spatial and subject.config.validation.window == "patch":
+        raise UserError(
+            f"validation.window: patch: sliding windows are not cut into slabs, and the plan is {plan.headline()}; use "
+            "validation.window: whole, or parallel.mode: pipeline without slabs"
+        )
 
 
 def _try_smallest(subject: Subject, index: int, smallest: Size | None) -> None:
