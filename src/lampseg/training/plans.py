@@ -251,8 +251,12 @@ def _any_mixture(subject: Subject, problem: Problem, *, on_way: Callable[[], Non
     best: Found | None = None
     replicas = problem.replicas or 1
     each = problem.devices // replicas
+    walk = problem.costed(problem.counts()[-1]).costs.walk
+    # Every operation must run somewhere, whatever is recomputed.
+    least = max(float(walk[at, at + 1]) for at in range(len(walk)))
+    most = max(problem.memory or (math.inf,)) / problem.margin
     for sharing in range(2, each):
-        if each % sharing:
+        if each % sharing or least / sharing > most:
             continue
         for grid in grids(sharing, size=problem.size, stride=subject.stride)[:1]:
             try:
