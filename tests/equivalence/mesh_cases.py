@@ -14,7 +14,7 @@ from lampseg.partition.costed import record_for
 from lampseg.partition.plan import Recompute
 from lampseg.partition.schedule import Schedule
 from lampseg.training.supervision import logits_of
-from tests.equivalence.any_network import build
+from tests.equivalence.any_network import RANDOM, build
 from tests.equivalence.spatial_cases import CLASSES, loss_of, network_of, stride_of
 from tests.ranks import sub_world
 
@@ -50,8 +50,7 @@ class MeshCase:
     def build(self) -> nn.Module:
         if not self.dropout:
             return network_of(self.network, self.precision)
-        torch.manual_seed(7)
-        return build(self.network).double()
+        return build(self.network, **RANDOM[self.network])
 
     @property
     def ranks(self) -> int:
