@@ -37,6 +37,8 @@ class Choices:
     slabs: tuple[int, ...] = (1, 1, 1)
     """Ranks along each spatial dimension that cut every volume between them and run the whole network on their slabs
     (spatial parallelism). All 1: none do."""
+    recomputed: tuple[str, ...] = ()
+    """With slabs: the modules, by name, that keep their inputs only and run their forward again in the backward."""
 
     @property
     def spatial(self) -> bool:
@@ -98,6 +100,7 @@ class Choices:
                 f"plan: {self.sharing} slabs and {self.devices} devices with {self.stages} stages: a volume is cut "
                 "into slabs or the network into stages, not both; set choices.slabs to [1, 1, 1] or leave out the cuts"
             )
+        self._check_recomputed()
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
         if self.schedule not in SCHEDULES:
@@ -117,6 +120,24 @@ class Choices:
                 "replicas as micro-batches"
             )
         check_stages(self.schedule, stages=self.stages, devices=self.devices)
+
+    def _check_recomputed(self) -> None:
+        names = self.recomputed
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise UserError(f"plan: choices.recomputed is {list(names)!r}; give names of modules, each once")
+        if names and not self.spatial:
+            raise UserError(
+                f"plan: choices.recomputed names {names[0]!r}, but no volume is cut into slabs: stages are run again "
+                "by choices.recompute; leave choices.recomputed empty"
+            )
+        if self.spatial and any(mode == "all" for mode in self.recompute):
+            raise UserError(
+                "plan: choices.recompute is for stages of the network; with slabs, name the modules to run again in "
+                "choices.recomputed"
+            )
+        for name in names:
+            if outer := [other for other in names if name.startswith(f"{other}.")]:
+                raise UserError(f"plan: choices.recomputed names {name!r} and {outer[0]!r}, which contains it: give one")
 
 
 @dataclass(frozen=True)
@@ -305,6 +326,7 @@ class Plan:
                     "cuts": tuple(choices["cuts"]),
                     "recompute": tuple(choices["recompute"]),
                     "slabs": tuple(choices.get("slabs", (1, 1, 1))),
+                    "recomputed": tuple(choices.get("recomputed", ())),
                 }
             )
             choices.check()
@@ -342,7 +364,9 @@ def describe_choices(choices: Choices) -> str:
             parts.append(f" (limit {choices.limit})")
     parts.append(f", {_counted(choices.micro_batches, 'micro-batch')}")
     modes = sorted(set(choices.recompute))
-    if len(modes) == 1:
+    if choices.recomputed:
+        parts.append(f", recompute in {_counted(len(choices.recomputed), 'module')}")
+    elif len(modes) == 1:
         parts.append(f", recompute {modes[0]}")
     else:
         again = [str(stage) for stage, mode in enumerate(choices.recompute) if mode != "none"]

@@ -12,7 +12,7 @@ exact for it (`rules`); one without a rule is refused. A function of replicas ru
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,17 @@ from lampseg.parallel.spatial.register import RULES
 from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far a forward was."""
+
+    seed: int
+    calls: int
+    """Random operations so far."""
+    known: Mapping[tuple[int, int], tuple[int, ...]]
+    """Edges of slabs, by axis and number of planes."""
 
 
 class SpatialParallel(TorchFunctionMode):
@@ -218,21 +229,24 @@ class SpatialParallel(TorchFunctionMode):
         finally:
             self.seed = before
 
+    def moment(self) -> Moment:
+        """What a second run of the same forward has to find as the first did."""
+        return Moment(self.seed, self._calls, dict(self._known))
+
+    @contextlib.contextmanager
+    def again(self, moment: Moment) -> Iterator[None]:
+        """Within the mode, as it was at that moment."""
+        calls, known = self._calls, self._known
+        self._calls, self._known = moment.calls, dict(moment.known)
+        try:
+            with self.random(moment.seed), contextlib.ExitStack() as stack:
+                if all(mode is not self for mode in _get_current_function_mode_stack()):
+                    stack.enter_context(self)
+                yield
+        finally:
+            self._calls, self._known = calls, known
+
     # ---- what rules use
-
-    @property
-    def calls(self) -> int:
-        """Random operations so far; set back for a second run of the same forward."""
-        return self._calls
-
-    @calls.setter
-    def calls(self, value: int) -> None:
-        self._calls = value
-
-    @property
-    def entered(self) -> bool:
-        """Whether this thread is within the mode."""
-        return any(mode is self for mode in _get_current_function_mode_stack())
 
     def overlapped(self, x: Tensor) -> bool:
         return x.is_cuda if self._overlapped is None else self._overlapped

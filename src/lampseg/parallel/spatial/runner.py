@@ -12,6 +12,7 @@ from lampseg.errors import UserError
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.randomness import mix
 from lampseg.parallel.replicas import Replicas
+from lampseg.parallel.spatial.checkpointed import recomputing
 from lampseg.parallel.spatial.layout import Layout, layout_of
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.partition.costed import record_for
@@ -124,7 +125,7 @@ class SlabRunner:
             x = self.placed(mine, shapes[m])
             del mine
             with self.spatial.random(mix(seed, m)), self.spatial:
-                with self._autocast():
+                with self._autocast(), recomputing(self.network, self.choices.recomputed, self.spatial):
                     output = self.network(x)
                 value = loss(m, output)
                 del output, x
