@@ -137,7 +137,9 @@ class Choices:
             )
         for name in names:
             if outer := [other for other in names if name.startswith(f"{other}.")]:
-                raise UserError(f"plan: choices.recomputed names {name!r} and {outer[0]!r}, which contains it: give one")
+                raise UserError(
+                    f"plan: choices.recomputed names {name!r} and {outer[0]!r}, which contains it: give one"
+                )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ def show_plan(plan: Plan, *, width: int = 64, alternatives: int = SHOWN) -> Rend
         parts += [drawing(plan, width=width), Text(transfers_text(plan))]
     elif plan.choices.spatial:
         parts.append(Text(transfers_text(plan)))
+    if plan.choices.recomputed:
+        parts.append(Text(recomputed_text(plan)))
     if plan.alternatives:
         parts += [Text("Considered, and why not taken:"), alternatives_table(plan, limit=alternatives)]
     return Group(*parts)
@@ -118,6 +120,11 @@ def transfers_text(plan: Plan) -> str:
     each = ", ".join(f"{link.source}>{link.target} {format_bytes(link.nbytes)}" for link in away)
     total = sum(link.nbytes for link in away)
     return f"Between stages, for each micro-batch forward (and as much back): {format_bytes(total)} ({each})"
+
+
+def recomputed_text(plan: Plan) -> str:
+    """Which modules run again on slabs."""
+    return f"Run again in the backward, instead of keeping activations: {', '.join(plan.choices.recomputed)}"
 
 
 def alternatives_table(plan: Plan, *, limit: int = SHOWN) -> Table:

@@ -175,10 +175,16 @@ def slab_cost(
     forward, backward = sent[0], traffic_so_far(of.spatial, model.hardware)
     return SlabCost(
         counted,
-        _seconds(model, counted.forward) + forward[0],
-        _seconds(model, counted.backward) + backward[0] - forward[0],
+        kernel_seconds(model, counted.forward) + forward[0],
+        kernel_seconds(model, counted.backward) + backward[0] - forward[0],
         *backward[1:],
     )
+
+
+def fullest(slabs: Sequence[int], *, shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """The place of a rank that has most: the last of those with the thickest slab and most neighbours."""
+    places = list(itertools.product(*(range(count) for count in slabs)))
+    return max(places, key=lambda where: (_kind(slabs, where, shape=shape, stride=stride), where))
 
 
 def _kind(
@@ -211,7 +217,8 @@ def traffic_so_far(spatial: SpatialParallel, hardware: Hardware) -> tuple[float,
     return seconds, total.halo_bytes, total.halo_messages, total.collective_bytes, total.collectives
 
 
-def _seconds(model: CostedNetwork, kernels: Sequence[Kernel]) -> float:
+def kernel_seconds(model: CostedNetwork, kernels: Sequence[Kernel]) -> float:
+    """What kernels take, one after the other."""
     precision = cast(Precision, model.precision)
     return sum(model.hardware.seconds(kernel, precision=precision) for kernel in kernels)
 
