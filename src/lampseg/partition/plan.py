@@ -135,11 +135,6 @@ class Choices:
                 "plan: choices.recompute is for stages of the network; with slabs, name the modules to run again in "
                 "choices.recomputed"
             )
-        for name in names:
-            if outer := [other for other in names if name.startswith(f"{other}.")]:
-                raise UserError(
-                    f"plan: choices.recomputed names {name!r} and {outer[0]!r}, which contains it: give one"
-                )
 
 
 @dataclass(frozen=True)

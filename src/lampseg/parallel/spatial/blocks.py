@@ -69,8 +69,8 @@ def stretches_of(
     """Every part of a forward pass in each way it may be done, and the number of the last position.
 
     Args:
-        rehearse: makes a rehearsal in which the modules of these names run again.
-        network: holds fake state.
+        rehearse: makes a rehearsal in which the modules of these names run again; from then on the network holds fresh
+            fake state, without gradients of an earlier one.
         seconds: of a kernel.
         sent: seconds of the messages of a rehearsal so far.
     """
@@ -110,19 +110,15 @@ def _levels(first: "_Meter") -> list[tuple[str, ...]]:
     found: dict[tuple[int, int], str] = {}
     for name, calls in first.calls.items():  # outer modules come first
         call = calls[0]
-        if (
-            len(calls) == 1
-            and not call.writes
-            and points[call.end].alive - points[call.begin].alive - call.made > least
-        ):
+        spared = points[call.end].alive - points[call.begin].alive - call.made
+        if len(calls) == 1 and not call.writes and spared > least:
             found.setdefault((points[call.begin].kernels, points[call.end].kernels), name)
-    groups: list[list[str]] = []
-    for name in found.values():
-        depth = sum(name.startswith(f"{other}.") for other in found.values())
-        while len(groups) <= depth:
-            groups.append([])
-        groups[depth].append(name)
-    return [tuple(group) for group in groups if group]
+    groups: dict[int, list[str]] = {}
+    for (begin, end), name in found.items():
+        # By when they run: of a module with several names, only one says what it is part of.
+        depth = sum(start <= begin and end <= stop for start, stop in found)
+        groups.setdefault(depth, []).append(name)
+    return [tuple(groups[depth]) for depth in sorted(groups)]
 
 
 class _Meter(TorchDispatchMode):

@@ -48,15 +48,22 @@ def modules_of(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """The modules of a plan's `choices.recomputed`.
 
     Raises:
-        UserError: a name is none of a module, or of the whole network.
+        UserError: a name is none of a module, or of the whole network; or one module is part of another.
     """
     known = dict(network.named_modules())
     for name in names:
         if not name or name not in known:
-            inside = [other for other in known if other and "." not in other]
+            inner = [other for other in known if other and "." not in other]
             raise UserError(
                 f"choices.recomputed names {name!r}, which is no module of {type(network).__name__}: it has "
-                f"{', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''} and what is in them"
+                f"{', '.join(inner[:8])}{', ...' if len(inner) > 8 else ''} and what is in them"
+            )
+    for name in names:
+        # By identity: a module may have several names.
+        inside = {id(module) for module in known[name].modules()}
+        if other := [other for other in names if other != name and id(known[other]) in inside]:
+            raise UserError(
+                f"choices.recomputed names {name!r} and {other[0]!r}, which is part of it: give one of them"
             )
     return [known[name] for name in names]
 

@@ -66,10 +66,10 @@ def slab_plan(
     if roughly:  # one that has most
         kinds = [max(kinds)] * len(kinds)
     with fake_state(model.network) as fake:
-        fake.hold(place(model.graph, ()), 0, gradients=choices.share > 1)
         # The last of a kind stands for it: a strided convolution reads planes before its slab, but none behind.
         for kind, where in reversed(list(zip(kinds, places, strict=True))):
             if kind not in costs and kind == _kind(slabs, where, shape=shape, stride=stride):
+                hold_anew(model, fake, choices)
                 costs[kind] = slab_cost(
                     model, fake, slabs, where, stride=stride, loss=loss, recomputed=choices.recomputed
                 )
@@ -154,6 +154,11 @@ def rehearsal(
             return value / spatial.size
 
     return Rehearsal(spatial, make, run)
+
+
+def hold_anew(model: CostedNetwork, fake: FakeState, choices: Choices) -> None:
+    """The whole network's state before a micro-batch; of several, as before the second: gradients are there."""
+    fake.hold(place(model.graph, ()), 0, gradients=choices.share > 1)
 
 
 def slab_cost(

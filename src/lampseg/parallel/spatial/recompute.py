@@ -5,9 +5,16 @@ from dataclasses import replace
 
 from lampseg.parallel.fake_state import fake_state
 from lampseg.parallel.spatial.blocks import stretches_of
-from lampseg.parallel.spatial.forecast import fullest, kernel_seconds, rehearsal, slab_plan, traffic_so_far
+from lampseg.parallel.spatial.forecast import (
+    Rehearsal,
+    fullest,
+    hold_anew,
+    kernel_seconds,
+    rehearsal,
+    slab_plan,
+    traffic_so_far,
+)
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
-from lampseg.partition.placement import place
 from lampseg.partition.plan import Choices, Plan
 from lampseg.partition.stretches import Stretch, leanest, quickest
 
@@ -83,9 +90,13 @@ class Recompute:
         model, slabs = self.model, self.choices.slabs[: len(self.model.graph.input.shape) - 2]
         where = fullest(slabs, shape=model.graph.input.shape, stride=self.stride)
         with fake_state(model.network) as fake:
-            fake.hold(place(model.graph, ()), 0, gradients=self.choices.share > 1)
+
+            def rehearse(names: Sequence[str]) -> Rehearsal:
+                hold_anew(model, fake, self.choices)
+                return rehearsal(model, slabs, where, stride=self.stride, loss=self.loss, recomputed=names)
+
             return stretches_of(
-                lambda names: rehearsal(model, slabs, where, stride=self.stride, loss=self.loss, recomputed=names),
+                rehearse,
                 model.network,
                 fake,
                 seconds=lambda kernel: kernel_seconds(model, [kernel]),
