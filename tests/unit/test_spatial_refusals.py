@@ -76,7 +76,8 @@ def test_the_same_functions_of_replicas_are_nobodys_business(name: str) -> None:
 
 
 OPTIONS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
-    "padding": ("which is cut into slabs", lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))),
+    "circular padding": ("circular", lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), "circular")),
+    "padding of voxels": ("flattened", lambda x: F.pad(x.flatten(2), (1, 1))),
     "part": ("takes a part of dimension 2", lambda x: x[:, :, 1:]),
     "plane": ("takes a part of dimension 2", lambda x: x[:, :, 0]),
     "mask": ("indexed by a tensor", lambda x: x[x > 0]),
