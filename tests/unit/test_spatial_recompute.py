@@ -136,7 +136,7 @@ def test_contradictions_are_refused(change: dict[str, Any], says: str) -> None:
 
 def test_one_module_inside_another(model: CostedNetwork) -> None:
     choices = Choices(**{**CHOICES, "recomputed": ("decoders.1.body", "decoders.1")})
-    with pytest.raises(UserError, match=r"names 'decoders.1' and 'decoders.1.body', which is part of it"):
+    with pytest.raises(UserError, match=r"names 'decoders.1' and 'decoders.1.body', which runs inside it"):
         slab_plan(model, choices, stride=STRIDE)
 
 

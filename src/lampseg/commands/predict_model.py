@@ -20,7 +20,7 @@ from lampseg.networks import build_network, on_meta
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.spatial.grids import grids
 from lampseg.parallel.world import World
-from lampseg.partition import Plan, make_plan
+from lampseg.partition import Plan, make_plan, plans_from_json
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 
@@ -57,7 +57,18 @@ def largest(shapes: dict[str, Shape]) -> Shape:
     return max(shapes.values(), key=math.prod)
 
 
-def check_plan(shape: Shape, *, options: PredictOptions, config: Config, task: Task, devices: int) -> None:
+def trained_in_slabs(run: Path, config: Config) -> bool:
+    """Whether a run's largest inputs were cut into slabs: as the configuration asked for, or as its plan chose."""
+    if config.parallel.mode != "auto":
+        return config.parallel.mode == "spatial"
+    try:
+        plans = plans_from_json((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UserError):
+        return False  # of an older version, or only the weights were kept: any way to predict will do
+    return bool(plans) and max(plans, key=lambda plan: math.prod(plan.input_shape[2:])).choices.spatial
+
+
+def check_plan(run: Path, shape: Shape, *, options: PredictOptions, config: Config, task: Task, devices: int) -> None:
     """Whether the network takes such an input on so many devices, before anything starts.
 
     Raises:
@@ -68,7 +79,8 @@ def check_plan(shape: Shape, *, options: PredictOptions, config: Config, task: T
     where = "the largest image" if options.window is None else "--window"
     remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
     with enough_voxels(where, shape[2:], remedy=remedy):
-        _plan(network, shape, options=options, config=config, task=task, devices=devices)
+        slabs = trained_in_slabs(run, config)
+        _plan(network, shape, options=options, config=config, task=task, devices=devices, slabs=slabs)
 
 
 def load_model(
@@ -84,7 +96,17 @@ def load_model(
     plan: Any = None
     if world.first:
         hardware = hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size)
-        plan = _plan(network, shape, options=options, config=config, task=task, devices=world.size, hardware=hardware)
+        slabs = trained_in_slabs(run, config)
+        plan = _plan(
+            network,
+            shape,
+            options=options,
+            config=config,
+            task=task,
+            devices=world.size,
+            slabs=slabs,
+            hardware=hardware,
+        )
     plan = world.broadcast(plan)
     del weights
     return ParallelModel(network, plan, world=world, training=False, stride=task.stride)
@@ -103,14 +125,15 @@ def _plan(
     config: Config,
     task: Task,
     devices: int,
+    slabs: bool,
     hardware: Hardware | None = None,
 ) -> Plan:
-    """Slabs of whole volumes, if the run was trained so; else stages of the network.
+    """Slabs of whole volumes, if asked for; else stages of the network.
 
     Raises:
         UserError: the network can't be split so.
     """
-    in_slabs = config.parallel.mode == "spatial" and options.window is None and devices > 1
+    in_slabs = slabs and options.window is None and devices > 1
     plan = make_plan(
         network,
         shape=shape,

@@ -29,13 +29,14 @@ def recomputing(network: nn.Module, names: Sequence[str], spatial: SpatialParall
     """Within, forward passes of the modules of these names keep inputs only; afterwards the network is as it was.
 
     Raises:
-        UserError: a name is none of a module.
+        UserError: a name is none of a module, or one of them is called by another.
     """
     modules = modules_of(network, names)
     before = [module.__dict__.get("forward") for module in modules]
     try:
-        for module in modules:
-            checkpointed(module, spatial)
+        callers: list[str] = []
+        for name, module in zip(names, modules):
+            module.forward = _not_inside(_running_again(module, spatial), name, callers)
         yield
     finally:
         for module, forward in zip(modules, before, strict=True):
@@ -48,7 +49,7 @@ def modules_of(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """The modules of a plan's `choices.recomputed`.
 
     Raises:
-        UserError: a name is none of a module, or of the whole network; or one module is part of another.
+        UserError: a name is none of a module, or of the whole network.
     """
     known = dict(network.named_modules())
     for name in names:
@@ -58,14 +59,22 @@ def modules_of(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
                 f"choices.recomputed names {name!r}, which is no module of {type(network).__name__}: it has "
                 f"{', '.join(inner[:8])}{', ...' if len(inner) > 8 else ''} and what is in them"
             )
-    for name in names:
-        # By identity: a module may have several names.
-        inside = {id(module) for module in known[name].modules()}
-        if other := [other for other in names if other != name and id(known[other]) in inside]:
-            raise UserError(
-                f"choices.recomputed names {name!r} and {other[0]!r}, which is part of it: give one of them"
-            )
     return [known[name] for name in names]
+
+
+def _not_inside(forward: Callable[..., Any], name: str, callers: list[str]) -> Callable[..., Any]:
+    """By calls, not by names: a module may have several, or hold one that it does not call."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if callers:
+            raise UserError(f"choices.recomputed names {callers[0]!r} and {name!r}, which runs inside it: give one")
+        callers.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            callers.pop()
+
+    return run
 
 
 def _running_again(module: nn.Module, spatial: SpatialParallel) -> Callable[..., Any]:

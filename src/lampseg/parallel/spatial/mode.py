@@ -11,6 +11,7 @@ exact for it (`rules`); one without a rule is refused. A function of replicas ru
 """
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,6 +132,7 @@ class SpatialParallel(TorchFunctionMode):
         self._overlapped = overlapped
         self._known: dict[tuple[int, int], tuple[int, ...]] = {}
         self._calls = 0
+        self._trace = 0
 
     # ---- what callers use
 
@@ -152,6 +154,11 @@ class SpatialParallel(TorchFunctionMode):
             total.collective_bytes += axis.traffic.collective_bytes
             total.collectives += axis.traffic.collectives
         return total
+
+    @property
+    def trace(self) -> int:
+        """Of the functions of slabs since `begin`, and their edges: the same on every rank, or their ways part."""
+        return self._trace
 
     def edges(self, axis: Axis, total: int) -> tuple[int, ...]:
         """Where the slabs of a volume with so many planes begin and end."""
@@ -236,7 +243,7 @@ class SpatialParallel(TorchFunctionMode):
     @contextlib.contextmanager
     def again(self, moment: Moment) -> Iterator[None]:
         """Within the mode, as it was at that moment."""
-        calls, known = self._calls, self._known
+        calls, known, trace = self._calls, self._known, self._trace
         self._calls, self._known = moment.calls, dict(moment.known)
         try:
             with self.random(moment.seed), contextlib.ExitStack() as stack:
@@ -244,7 +251,7 @@ class SpatialParallel(TorchFunctionMode):
                     stack.enter_context(self)
                 yield
         finally:
-            self._calls, self._known = calls, known
+            self._calls, self._known, self._trace = calls, known, trace
 
     # ---- what rules use
 
@@ -318,7 +325,7 @@ class SpatialParallel(TorchFunctionMode):
     def begin(self) -> None:
         """Forgets the sizes of the volume before; random operations are counted anew."""
         self._known.clear()
-        self._calls = 0
+        self._calls = self._trace = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -331,7 +338,10 @@ class SpatialParallel(TorchFunctionMode):
             rule = RULES.get(func)
             if rule is None:
                 raise self.refuse(func)
-            return rule(self, func, args, kwargs)
+            out = rule(self, func, args, kwargs)
+            cuts = [(shard.dim, shard.edges) for shard in layout_of(out)] if isinstance(out, Tensor) else ()
+            self._trace = zlib.crc32(f"{function_name(func)} {cuts}".encode(), self._trace)
+            return out
         return self._on_replicas(func, args, kwargs, given)
 
     def _on_replicas(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:

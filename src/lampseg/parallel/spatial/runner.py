@@ -45,6 +45,7 @@ class SlabRunner:
         named = (*network.named_parameters(), *network.named_buffers())
         self._replicas = Replicas(network, mesh=mesh, stages={name: 0 for name, _ in named})
         self._graphs: dict[Any, Graph] = {}
+        self._agreed: set[Any] = set()
         self.waited = 0.0
         """Seconds of the last step in which this process waited for the sum of gradients."""
         self.busy = 0.0
@@ -110,7 +111,8 @@ class SlabRunner:
             The losses of my replica's micro-batches on its first rank, elsewhere nothing.
 
         Raises:
-            UserError: there are more replicas than micro-batches, or a volume has fewer planes than ranks.
+            UserError: there are more replicas than micro-batches, a volume has fewer planes than ranks, or the network
+                goes another way on some ranks than on others.
             NotExactError: the network does what is not known to be exact on slabs.
         """
         block = self.mesh.share(len(shapes))
@@ -129,6 +131,7 @@ class SlabRunner:
                     output = self.network(x)
                 value = loss(m, output)
                 del output, x
+                self._agree(shapes[m])
                 halfway = time.perf_counter()
                 self.spatial.backward(value)
             losses.append(value.detach())
@@ -162,7 +165,8 @@ class SlabRunner:
             logits: those (1, C, X, Y, Z) among what the network returns.
         """
         for output in self.predict(shapes, load=load):
-            mine = logits(output)
+            with self.spatial:  # a stack of several levels is taken apart here
+                mine = logits(output)
             if {shard.axis for shard in layout_of(mine)} != {axis.number for axis in self.spatial.axes}:
                 raise UserError("the network's output is no slab: its last level has fewer planes than ranks")
             del output
@@ -186,6 +190,21 @@ class SlabRunner:
             classes = mine[0].argmax(0).to(torch.uint8 if mine.shape[1] <= 256 else torch.int16).cpu()
             del mine
             yield self._assembled(classes, shape)
+
+    def _agree(self, shape: Shape) -> None:
+        """Raises UserError if ranks did not run the same functions, at the first volume of a shape."""
+        key = tuple(shape), self.network.training
+        if key in self._agreed:
+            return
+        with torch._C.DisableTorchFunction():
+            traces = self.mesh.gather(self.spatial.trace)
+        if len(set(traces)) > 1:
+            raise UserError(
+                f"{type(self.network).__name__} does not do the same on all slabs of a volume of shape {tuple(shape)}: "
+                "it decides by the size that it sees (it pads an odd one, say). Use volumes of which every slab is "
+                "a multiple of the network's total stride, or `parallel.mode: pipeline`"
+            )
+        self._agreed.add(key)
 
     def _assembled(self, mine: Tensor, shape: Shape) -> Tensor | None:
         mesh = self.mesh
