@@ -119,6 +119,19 @@ def test_too_few_planes() -> None:
         on_slab(lambda x: x, shape=(1, 1, 1, 8, 8))
 
 
+def test_padding_where_sizes_of_slabs_say_nothing() -> None:
+    """Of 12 planes at a stride of 8 one rank has 8, the other 4: a network that pads odd levels can't know."""
+    for planes, fits in ((12, False), (24, True)):
+        spatial = SpatialParallel.rehearsal({"x": 2}, {"x": 2}, stride=8)
+        with spatial:
+            x = spatial.shard(torch.randn(1, 1, planes, 8, 8))
+            if fits:
+                assert F.pad(x, (0, 0, 0, 0, 1, 1)).shape[2] == 8 + 1
+                continue
+            with pytest.raises(NotExactError, match="no multiples of the network's total stride"):
+                F.pad(x, (0, 0, 0, 0, 1, 1))
+
+
 def test_a_mesh_that_does_not_fit() -> None:
     class Mesh:
         mesh_dim_names = ("z",)

@@ -133,6 +133,9 @@ class SpatialParallel(TorchFunctionMode):
         self._known: dict[tuple[int, int], tuple[int, ...]] = {}
         self._calls = 0
         self._trace = 0
+        self.regular = True
+        """Whether slabs of the volume have whole numbers of planes on every level, so that sizes are even or odd there
+        as those of the whole are: a network may decide by them."""
 
     # ---- what callers use
 
@@ -164,6 +167,7 @@ class SpatialParallel(TorchFunctionMode):
         """Where the slabs of a volume with so many planes begin and end."""
         unit = self.stride if isinstance(self.stride, int) else self.stride[axis.dim - 2]
         edges = spread_edges(total, axis.size, unit=unit)
+        self.regular = self.regular and all(edge % unit == 0 for edge in edges)
         if some_empty(edges):
             raise UserError(
                 f"{total} planes along dimension {axis.dim} can't be shared by {axis.size} ranks: use fewer, or cut "
@@ -326,6 +330,7 @@ class SpatialParallel(TorchFunctionMode):
         """Forgets the sizes of the volume before; random operations are counted anew."""
         self._known.clear()
         self._calls = self._trace = 0
+        self.regular = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

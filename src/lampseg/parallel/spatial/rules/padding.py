@@ -39,6 +39,13 @@ def pad(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
             raise mode.refuse(
                 func, "circular padding of a dimension that is cut into slabs", remedy="pad with a constant or reflect"
             )
+        if not mode.regular:
+            raise mode.refuse(
+                func,
+                "it may depend on a size that is odd in the slab and even in the whole, as edges of slabs are no "
+                "multiples of the network's total stride",
+                remedy="use volumes whose size is, and fewer ranks along this axis",
+            )
         padded = _padded(shard, before, after)
         if some_empty(padded.edges) or not _local(shard, before, after, mirrored=how == "reflect"):
             x = mode.gathered(x, shard)
