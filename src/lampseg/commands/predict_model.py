@@ -58,9 +58,9 @@ def largest(shapes: dict[str, Shape]) -> Shape:
 
 
 def trained_in_slabs(run: Path, config: Config) -> bool:
-    """Whether a run's largest inputs were cut into slabs: as the configuration asked for, or as its plan chose."""
-    if config.parallel.mode != "auto":
-        return config.parallel.mode == "spatial"
+    """Whether a run's largest inputs were cut into slabs: as the configuration asked for, or as its plan says."""
+    if config.parallel.mode == "spatial":
+        return True
     try:
         plans = plans_from_json((run / "plan.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, UserError):
