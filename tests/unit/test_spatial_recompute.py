@@ -22,6 +22,8 @@ from lampseg.partition.plan import Choices, Plan, describe_choices
 from lampseg.partition.show import recomputed_text
 from lampseg.training.plans import Subject, make_plans, plans_given
 
+pytestmark = pytest.mark.timeout(400)
+
 STRIDE = (4, 4, 4)
 SIZE = (48, 24, 24)
 
@@ -41,8 +43,8 @@ def search(model: CostedNetwork) -> Recompute:
     return Recompute(model, choices_for(model, (3, 1, 1), micro_batches=1, replicas=1), stride=STRIDE)
 
 
-def planned(search: Recompute, *names: str) -> Plan:
-    return slab_plan(search.model, replace(search.choices, recomputed=names), stride=STRIDE)
+def planned(search: Recompute, *names: str, roughly: bool = False) -> Plan:
+    return slab_plan(search.model, replace(search.choices, recomputed=names), stride=STRIDE, roughly=roughly)
 
 
 def test_bytes_of_a_choice_are_the_sum_of_its_parts(search: Recompute) -> None:
@@ -58,25 +60,25 @@ def test_bytes_of_a_choice_are_the_sum_of_its_parts(search: Recompute) -> None:
 
 
 def test_least_time_that_fits_against_all_choices(search: Recompute) -> None:
-    """Of five modules: all 2^5 sets are rehearsed, and for every memory between the best one is found."""
-    names = ["encoders.0", "encoders.1", "decoders.0", "decoders.1", "tail.1"]
+    """Of four modules: all 2^4 sets are rehearsed, and for every memory between the best one is found."""
+    names = ["encoders.0", "encoders.1", "decoders.1", "tail.1"]
     assert set(names) <= {stretch.module for stretch in search.stretches}
     few = Recompute.__new__(Recompute)
     few.__dict__.update(search.__dict__)
     few.stretches = [s for s in search.stretches if s.module is None or s.module in names]
     sets = [chosen for n in range(len(names) + 1) for chosen in itertools.combinations(names, n)]
-    every = {chosen: planned(search, *chosen) for chosen in sets}
+    every = {chosen: planned(search, *chosen, roughly=True) for chosen in sets}
     peaks = sorted({plan.peak_bytes for plan in every.values()})
     assert every[()].peak_bytes > peaks[0]
-    for memory in (peaks[0], peaks[len(peaks) // 3], peaks[len(peaks) // 2], peaks[-2] + 1, every[()].peak_bytes):
+    for memory in (peaks[0], peaks[len(peaks) // 2], peaks[-2] + 1):
         fitting = {chosen: plan for chosen, plan in every.items() if plan.peak_bytes <= memory}
         best = min(plan.step_seconds for plan in fitting.values())
-        found = few.fitting([memory] * 3)
+        found = few.fitting([memory] * 3, exactly=False)
         assert found is not None
         assert found.peak_bytes <= memory
         assert found.step_seconds == pytest.approx(best, rel=1e-9), found.choices.recomputed
-    assert few.fitting([peaks[0] - 1] * 3) is None
-    assert few.fitting([every[()].peak_bytes] * 3).choices.recomputed == ()  # type: ignore[union-attr]
+    assert few.fitting([peaks[0] - 1] * 3, exactly=False) is None
+    assert few.fitting([every[()].peak_bytes] * 3, exactly=False).choices.recomputed == ()  # type: ignore[union-attr]
     assert every[few.least_memory().recomputed].peak_bytes == peaks[0]
 
 
