@@ -226,9 +226,9 @@ def _ends_first(
                 part.narrow(dim, low - at, high - low).add_(to_thin.narrow(dim, low - span[0], high - low))
     home = send_parts_home(homeward, x, axis, dim, halo.edges, halo.needs) if wanted[0] else None
     grad_x, grad_w, grad_b = replace(args, padding=ends.padding).gradients(grad, x, weight, bias, wanted)
-    for share in weights:
-        assert grad_w is not None
-        grad_w = grad_w + share
+    if weights and grad_w is not None:
+        exact = torch.promote_types(grad_w.dtype, torch.float32)
+        grad_w = torch.stack([grad_w, *weights]).sum(0, dtype=exact).to(grad_w.dtype)
     if home is not None:
         assert grad_x is not None
         for at, planes in home.wait():
