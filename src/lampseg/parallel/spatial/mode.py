@@ -43,6 +43,9 @@ from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
 
+ENOUGH = 16
+"""Planes. Of thinner slabs the ends, which are computed by themselves, would be too large a part."""
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -63,8 +66,8 @@ class SpatialParallel(TorchFunctionMode):
         dims: for each axis of the mesh, the dimension of the network's input that it cuts (2 is the first spatial
             one). One, two or three.
         stride: the network's total down-sampling along each spatial dimension: edges of slabs lie on its multiples.
-        overlapped: compute the interior of a convolution while its halo travels. None: on CUDA; on a CPU, where
-            messages take a core themselves, there is nothing to gain.
+        overlapped: compute the interior of a convolution while its halo travels. None: on CUDA, for slabs of at least
+            ENOUGH planes; on a CPU, where messages take a core themselves, there is nothing to gain.
         seed: for random operations; the same on every rank.
     """
 
@@ -259,8 +262,11 @@ class SpatialParallel(TorchFunctionMode):
 
     # ---- what rules use
 
-    def overlapped(self, x: Tensor) -> bool:
-        return x.is_cuda if self._overlapped is None else self._overlapped
+    def overlapped(self, x: Tensor, dim: int) -> bool:
+        """Whether the interior is computed first, before a convolution whose last halo is along `dim`."""
+        if self._overlapped is None:
+            return x.is_cuda and x.shape[dim] >= ENOUGH
+        return self._overlapped
 
     def local(self, shard: Shard) -> int:
         """Planes of my slab."""
