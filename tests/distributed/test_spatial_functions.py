@@ -34,6 +34,15 @@ def transposed(kernel: int, **options: Any) -> Function:
     return lambda x, p: F.conv_transpose3d(x, p(CHANNELS, 3, *(kernel,) * 3), p(3), **options)
 
 
+def reflecting(x: Tensor, weight: Tensor) -> Tensor:
+    """A module's own padding, which is a function before the convolution."""
+    module = nn.Conv3d(CHANNELS, 2, 3, padding=1, padding_mode="reflect", bias=False)
+    del module.weight
+    module.weight = weight  # type: ignore[assignment]
+    out: Tensor = module(x)
+    return out
+
+
 FUNCTIONS: dict[str, Function] = {
     "conv3": conv(3, padding=1),
     "conv3 valid": conv(3),
@@ -93,6 +102,20 @@ FUNCTIONS: dict[str, Function] = {
     "gather": lambda x, p: x.gather(1, (x[:, :1] > 0).long() * 2),
     "odd levels": lambda x, p: F.interpolate(F.conv3d(x, p(4, 4, 3, 3, 3), stride=2, padding=1), scale_factor=2) + x,
     "expand": lambda x, p: x[:, :1].expand(-1, 3, -1, -1, -1) * 2 + x[:, :1].repeat(1, 3, 1, 1, 1),
+    "pad": lambda x, p: F.pad(x, (1, 1, 1, 1, 1, 1)),
+    "pad uneven, with a number": lambda x, p: F.pad(x, (0, 1, 2, 0, 0, 3), value=1.5),
+    "pad the other dimensions": lambda x, p: F.pad(x, (1, 0)),
+    "pad, then stride 2": lambda x, p: F.conv3d(F.pad(x, (1, 1) * 3), p(4, 4, 3, 3, 3), stride=2),
+    "pad behind, then stride 2": lambda x, p: F.conv3d(F.pad(x, (0, 1) * 3), p(4, 4, 3, 3, 3), stride=2) * 2,
+    "pad, join and crop": lambda x, p: torch.cat([F.pad(F.pad(x, (2, 2) * 3), (-2, -2) * 3), x], 1),
+    "crop": lambda x, p: F.pad(x, (0, 0, -1, 0, -1, -2)),
+    "crop a rank away": lambda x, p: F.pad(x, (0, 0, 0, 0, -5, 1)),
+    "pad channels": lambda x, p: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 2)) * 2,
+    "pad with the end": lambda x, p: F.pad(x, (2, 1, 1, 5, 4, 3), "replicate"),
+    "pad with the mirror": lambda x, p: F.pad(x, (1, 2, 2, 1, 3, 2), "reflect"),
+    "pad with more than a slab's mirror": lambda x, p: F.pad(x, (0, 0, 1, 1, 5, 4), "reflect"),
+    "reflecting convolution": lambda x, p: reflecting(x, p(2, CHANNELS, 3, 3, 3)),
+    "pad labels": lambda x, p: x * F.pad(F.pad((x > 0).long(), (0, 0, 1, 1, 1, 1), value=1), (0, 0, -1, -1, -1, -1)),
 }
 MESHES = {"3": ((3,), {"x": 2}), "2x2": ((2, 2), {"x": 2, "y": 3})}
 SHAPE = (2, CHANNELS, 12, 8, 6)

@@ -1,6 +1,8 @@
 """`parallel.mode: spatial` from end to end: trains, resumes and predicts as one device does, and says what it takes."""
 
+import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,12 @@ import pytest
 import yaml
 
 from lampseg.cli import main
+from lampseg.commands.plan import subject_of
+from lampseg.commands.predict_model import trained_in_slabs
+from lampseg.config import load_config
+from lampseg.parallel.devices import parse_devices
 from lampseg.partition import plans_from_json
+from lampseg.training.plans import hardware_of, make_plans
 from tests.end_to_end.command import lampseg, losses, metrics, steps, train
 from tests.end_to_end.small import refused
 from tests.end_to_end.test_training import largest_difference
@@ -90,6 +97,77 @@ def test_resumes_on_slabs_what_one_device_began(short: Path, folder: Path, whole
     resumed = train(short, run, "parallel.mode=spatial", devices=2, resume=True)
     assert losses(resumed) == pytest.approx(losses(whole), rel=1e-9)
     assert largest_difference(resumed, whole) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def scarce(short: Path) -> str:
+    """Two devices with so much memory that whole volumes fit only if something runs again."""
+    peaks = []
+    devices = parse_devices("2x1GiB")  # those that train, not the GPUs that are planned for
+    for how in ("none", "all"):
+        config = load_config(short, overrides={"parallel.mode": "spatial", "parallel.recompute": how})
+        subject = replace(subject_of(config), devices=devices, hardware=hardware_of(config, devices))
+        peaks.append(make_plans(subject)[1].peak_bytes)
+    assert peaks[1] < peaks[0]
+    return f"2x{(peaks[0] + peaks[1]) // 2}B"
+
+
+@pytest.fixture(scope="module")
+def again(short: Path, folder: Path, scarce: str) -> Path:
+    run = folder / "spatial-again"
+    lampseg("train", short, "--run", run, "--devices", scarce, "parallel.mode=spatial")
+    return run
+
+
+def test_what_runs_again_changes_nothing_but_the_memory(again: Path, whole: Path) -> None:
+    plans = plans_from_json((again / "plan.json").read_text())
+    assert plans[1].choices.recomputed
+    assert losses(again) == pytest.approx(losses(whole), rel=1e-9)
+    assert largest_difference(again, whole) < 1e-6
+    seen = 0
+    for record in [record for record in steps(again) if "tensor_peak_bytes" in record][1:]:
+        plan = plans[record["stage"]]
+        if list(plan.input_shape[2:]) == record["patch"]:
+            predicted = [load.tensor_bytes for load in plan.devices]
+            assert record["tensor_peak_bytes"] == pytest.approx(predicted, rel=0.03)
+            seen += bool(plan.choices.recomputed)
+    assert seen, "no step had the planned shape"
+
+
+def test_a_resumed_run_runs_the_same_again(again: Path, short: Path, folder: Path, scarce: str, whole: Path) -> None:
+    run = folder / "spatial-again-resumed"
+    shutil.copytree(again, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000005")
+    lampseg("train", short, "--run", run, "--devices", scarce, "--resume", "parallel.mode=spatial")
+    assert (run / "plan.json").read_text() == (again / "plan.json").read_text()
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-9)
+
+
+def test_a_plan_that_was_edited_by_hand(slabs: Path, short: Path, folder: Path, whole: Path) -> None:
+    """Other slabs, and a module that runs again; nothing in the configuration speaks of slabs."""
+    tree = json.loads((slabs / "plan.json").read_text())
+    for plan in tree["plans"]:
+        plan["choices"] |= {"slabs": [1, 2, 1], "recomputed": ["decoders.1", "encoders.0"]}
+    edited, run = folder / "edited.json", folder / "spatial-edited"
+    edited.write_text(json.dumps(tree))
+    lampseg("train", short, "--run", run, "--devices", "2", "--plan", edited)
+    for plan in plans_from_json((run / "plan.json").read_text()):
+        assert plan.choices.slabs == (1, 2, 1)
+        assert plan.choices.recomputed == ("decoders.1", "encoders.0")
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-9)
+    assert trained_in_slabs(run, load_config(run / "config.yaml")), "and so are predictions made"
+
+
+def test_a_plan_that_names_no_module(
+    slabs: Path, short: Path, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    tree = json.loads((slabs / "plan.json").read_text())
+    tree["plans"][1]["choices"]["recomputed"] = ["decoders.9"]
+    edited = folder / "wrong.json"
+    edited.write_text(json.dumps(tree))
+    asked = ("train", short, "--run", folder / "spatial-wrong", "--devices", "2", "--plan", edited)
+    text = refused(capsys, *asked)
+    assert "plan 2 (curriculum.1, patch whole): choices.recomputed names 'decoders.9', which is no module" in text
 
 
 def test_more_slabs_than_there_are(short: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:

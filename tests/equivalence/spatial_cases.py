@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lampseg.networks import SEUNet, UNet
 from lampseg.parallel.spatial import SpatialParallel
+from lampseg.parallel.spatial.checkpointed import recomputing
 from lampseg.training.loss import HybridLoss
 from lampseg.training.supervision import supervised_loss
 from tests.equivalence.any_network import CLASSES, NETWORKS, build, without_dropout
@@ -43,17 +44,24 @@ class Run:
     overlapped: bool = False
     shape: tuple[int, ...] | None = None
     evaluate: bool = False
+    recomputed: tuple[str, ...] = ()
+    """Modules that run again in the backward."""
 
     @property
     def id(self) -> str:
         parts = [self.network, self.mesh, self.precision]
         parts += ["overlapped"] * self.overlapped + ["eval"] * self.evaluate
+        parts += ["recomputed"] * bool(self.recomputed)
         return "-".join(parts + (["x".join(map(str, self.shape[2:]))] if self.shape else []))
 
 
 def network_of(name: str, precision: str = "float64") -> nn.Module:
+    """`NAME-dropout`: with its dropout, which on slabs draws other numbers than on the whole."""
     torch.manual_seed(7)
-    network = OURS[name]() if name in OURS else without_dropout(build(name))
+    if name.endswith("-dropout"):
+        network = build(name.removesuffix("-dropout"), dropout=0.3)
+    else:
+        network = OURS[name]() if name in OURS else without_dropout(build(name))
     return network.to(torch.float64 if precision == "float64" else torch.float32)
 
 
@@ -120,7 +128,7 @@ def _one(run: Run, mesh: Any) -> dict[str, Any]:
         spatial.begin()
         mine = spatial.shard(x).requires_grad_()
         labels = spatial.shard(target, dims={name: dim - 1 for name, dim in dims.items()})
-        with _autocast(run):
+        with _autocast(run), recomputing(network, run.recomputed, spatial):
             output = network(mine)
         loss = loss_of(output, labels)
         spatial.backward(loss)

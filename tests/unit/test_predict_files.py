@@ -1,18 +1,22 @@
 """Which images, which weights and which options a prediction uses, and which combinations are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from lampseg.commands.predict_model import weights_file
+from lampseg.commands.predict_model import trained_in_slabs, weights_file
 from lampseg.commands.predict_options import PredictOptions
 from lampseg.commands.run_folder import Task
+from lampseg.config import Config
 from lampseg.errors import UserError
 from lampseg.inference.components import chosen_classes
 from lampseg.inference.inputs import case_of, cases_of
 from lampseg.inference.mirror import Mirror, left_right_pairs
+from lampseg.partition import make_plan, plans_to_json
 
 NAMES = (
     "a.nii.gz",
@@ -168,6 +172,23 @@ def test_checkpoints_that_are_not_there(name: str, run: Path) -> None:
         weights_file(run, name)
 
 
+def test_slabs_where_the_plan_chose_them(tmp_path: Path) -> None:
+    """The stage with the largest inputs decides; without a plan, or with one of another version, the configuration."""
+    auto, spatial = (Config.model_validate(TREE | {"parallel": {"mode": mode}}) for mode in ("auto", "spatial"))
+    assert not trained_in_slabs(tmp_path, auto)
+    assert trained_in_slabs(tmp_path, spatial)
+    small, large = ((1, 1, 8, 8, 8), (1, 1, 16, 8, 8))
+    for shapes, cut, expected in (((small, large), 1, True), ((large, small), 1, False), ((small, large), 0, False)):
+        plans = [make_plan(nn.Conv3d(1, 2, 3, padding=1), shape=shape) for shape in shapes]
+        plans[cut] = replace(plans[cut], choices=replace(plans[cut].choices, slabs=(2, 1, 1)))
+        (tmp_path / "plan.json").write_text(plans_to_json(plans))
+        assert trained_in_slabs(tmp_path, auto) == expected
+        assert trained_in_slabs(tmp_path, spatial)
+    (tmp_path / "plan.json").write_text('{"version": 1, "plans": [{"version": 1}]}')
+    assert not trained_in_slabs(tmp_path, auto)
+
+
+TREE = {"data": {"root": "unused"}, "curriculum": [{"patch": 8, "steps": 1}]}
 TASK = Task(("background", "liver"), (4, 4, 4))
 EYES = Task(("background", "Eye_L", "lens", "Eye_R"), (4, 4, 4))
 

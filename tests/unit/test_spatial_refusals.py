@@ -76,7 +76,8 @@ def test_the_same_functions_of_replicas_are_nobodys_business(name: str) -> None:
 
 
 OPTIONS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
-    "padding": ("which is cut into slabs", lambda x: F.pad(x, (0, 0, 0, 0, 1, 1))),
+    "circular padding": ("circular", lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), "circular")),
+    "padding of voxels": ("flattened", lambda x: F.pad(x.flatten(2), (1, 1))),
     "part": ("takes a part of dimension 2", lambda x: x[:, :, 1:]),
     "plane": ("takes a part of dimension 2", lambda x: x[:, :, 0]),
     "mask": ("indexed by a tensor", lambda x: x[x > 0]),
@@ -116,6 +117,19 @@ def test_known_functions_with_options_that_are_not(name: str) -> None:
 def test_too_few_planes() -> None:
     with pytest.raises(UserError, match=r"1 planes along dimension 2 can't be shared by 2 ranks"):
         on_slab(lambda x: x, shape=(1, 1, 1, 8, 8))
+
+
+def test_padding_where_sizes_of_slabs_say_nothing() -> None:
+    """Of 12 planes at a stride of 8 one rank has 8, the other 4: a network that pads odd levels can't know."""
+    for planes, fits in ((12, False), (24, True)):
+        spatial = SpatialParallel.rehearsal({"x": 2}, {"x": 2}, stride=8)
+        with spatial:
+            x = spatial.shard(torch.randn(1, 1, planes, 8, 8))
+            if fits:
+                assert F.pad(x, (0, 0, 0, 0, 1, 1)).shape[2] == 8 + 1
+                continue
+            with pytest.raises(NotExactError, match="no multiples of the network's total stride"):
+                F.pad(x, (0, 0, 0, 0, 1, 1))
 
 
 def test_a_mesh_that_does_not_fit() -> None:

@@ -78,7 +78,7 @@ def predict(
     use = parse_devices(config.parallel.devices if devices is None else devices)
     todo = _todo(images, out=out, options=options, config=config, task=task)
     if todo.shape is not None:
-        check_plan(todo.shape, options=options, config=config, task=task, devices=use.count)
+        check_plan(run, todo.shape, options=options, config=config, task=task, devices=use.count)
     check_writable(out, option="--out")
     earlier = _earlier(out, options) if options.skip_existing else {}
     remove_if_there(out / RECORD)  # it would list an earlier call's results

@@ -20,7 +20,7 @@ from lampseg.networks import build_network, on_meta
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.spatial.grids import grids
 from lampseg.parallel.world import World
-from lampseg.partition import Plan, make_plan
+from lampseg.partition import Choices, Plan, make_plan, plans_from_json
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
 from lampseg.training.smallest import enough_voxels
 
@@ -57,7 +57,32 @@ def largest(shapes: dict[str, Shape]) -> Shape:
     return max(shapes.values(), key=math.prod)
 
 
-def check_plan(shape: Shape, *, options: PredictOptions, config: Config, task: Task, devices: int) -> None:
+def trained_in_slabs(run: Path, config: Config) -> bool:
+    """Whether a run's largest inputs were cut into slabs: as the configuration asked for, or as its plan says."""
+    if config.parallel.mode == "spatial":
+        return True
+    choices = _largest_choices(run)
+    return choices is not None and choices.spatial
+
+
+def grid_of_stages(run: Path) -> tuple[int, int, int] | None:
+    """The slabs on which each stage of a run's largest inputs ran; None if it had no several stages, or no slabs."""
+    choices = _largest_choices(run)
+    if choices is None or not choices.spatial or choices.devices == 1:
+        return None
+    x, y, z = (*choices.slabs, 1, 1)[:3]
+    return (x, y, z)
+
+
+def _largest_choices(run: Path) -> Choices | None:
+    try:
+        plans = plans_from_json((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UserError):
+        return None  # of an older version, or only the weights were kept: any way to predict will do
+    return max(plans, key=lambda plan: math.prod(plan.input_shape[2:])).choices if plans else None
+
+
+def check_plan(run: Path, shape: Shape, *, options: PredictOptions, config: Config, task: Task, devices: int) -> None:
     """Whether the network takes such an input on so many devices, before anything starts.
 
     Raises:
@@ -68,7 +93,17 @@ def check_plan(shape: Shape, *, options: PredictOptions, config: Config, task: T
     where = "the largest image" if options.window is None else "--window"
     remedy = "use a larger --window" if options.window else "segment it with --window, which pads it"
     with enough_voxels(where, shape[2:], remedy=remedy):
-        _plan(network, shape, options=options, config=config, task=task, devices=devices)
+        slabs = trained_in_slabs(run, config)
+        _plan(
+            network,
+            shape,
+            options=options,
+            config=config,
+            task=task,
+            devices=devices,
+            slabs=slabs,
+            grid=grid_of_stages(run),
+        )
 
 
 def load_model(
@@ -84,7 +119,18 @@ def load_model(
     plan: Any = None
     if world.first:
         hardware = hardware_for(kind="cuda" if world.device.type == "cuda" else "cpu", processes=world.size)
-        plan = _plan(network, shape, options=options, config=config, task=task, devices=world.size, hardware=hardware)
+        slabs = trained_in_slabs(run, config)
+        plan = _plan(
+            network,
+            shape,
+            options=options,
+            config=config,
+            task=task,
+            devices=world.size,
+            slabs=slabs,
+            grid=grid_of_stages(run),
+            hardware=hardware,
+        )
     plan = world.broadcast(plan)
     del weights
     return ParallelModel(network, plan, world=world, training=False, stride=task.stride)
@@ -103,19 +149,20 @@ def _plan(
     config: Config,
     task: Task,
     devices: int,
+    slabs: bool,
+    grid: tuple[int, int, int] | None,
     hardware: Hardware | None = None,
 ) -> Plan:
-    """Slabs of whole volumes, or stages on slabs, if the run was configured so; else stages of the network.
+    """Slabs of whole volumes, if asked for, or stages on the slabs of a grid; else stages of the network.
 
     Raises:
         UserError: the network can't be split so.
     """
-    in_slabs = config.parallel.mode == "spatial" and options.window is None and devices > 1
-    grid = config.parallel.slabs
-    if not in_slabs and grid != "auto" and options.window is None and devices % math.prod(grid) == 0:
-        mixed = grid
-    else:
-        mixed = (1, 1, 1)
+    in_slabs = slabs and options.window is None and devices > 1
+    # As it was trained, if so many devices can be shared so; else by slabs alone.
+    mixed = (1, 1, 1)
+    if in_slabs and grid is not None and devices % math.prod(grid) == 0 and devices > math.prod(grid):
+        in_slabs, mixed = False, grid
     plan = make_plan(
         network,
         shape=shape,

@@ -37,6 +37,9 @@ class Choices:
     slabs: tuple[int, ...] = (1, 1, 1)
     """Ranks along each spatial dimension that cut every volume between them (spatial parallelism), and run the whole
     network, or a stage of it, on their slabs. All 1: none do."""
+    recomputed: tuple[str, ...] = ()
+    """With slabs and one stage: the modules, by name, that keep their inputs only and run their forward again in the
+    backward."""
 
     @property
     def spatial(self) -> bool:
@@ -98,6 +101,7 @@ class Choices:
                 f"plan: {self.sharing} slabs and {self.stages} stages on each device: a device with the whole network "
                 "has one stage; leave out the cuts, or raise choices.devices"
             )
+        self._check_recomputed()
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
         if self.schedule not in SCHEDULES:
@@ -117,6 +121,21 @@ class Choices:
                 "replicas as micro-batches"
             )
         check_stages(self.schedule, stages=self.stages, devices=self.devices)
+
+    def _check_recomputed(self) -> None:
+        names = self.recomputed
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise UserError(f"plan: choices.recomputed is {list(names)!r}; give names of modules, each once")
+        if names and (not self.spatial or self.devices > 1):
+            raise UserError(
+                f"plan: choices.recomputed names {names[0]!r}, but the network is not whole on slabs of a volume: "
+                "stages are run again by choices.recompute; leave choices.recomputed empty"
+            )
+        if self.spatial and self.devices == 1 and any(mode == "all" for mode in self.recompute):
+            raise UserError(
+                "plan: choices.recompute is for stages of the network; with slabs, name the modules to run again in "
+                "choices.recomputed"
+            )
 
 
 @dataclass(frozen=True)
@@ -305,6 +324,7 @@ class Plan:
                     "cuts": tuple(choices["cuts"]),
                     "recompute": tuple(choices["recompute"]),
                     "slabs": tuple(choices.get("slabs", (1, 1, 1))),
+                    "recomputed": tuple(choices.get("recomputed", ())),
                 }
             )
             choices.check()
@@ -345,7 +365,9 @@ def describe_choices(choices: Choices) -> str:
             parts.append(f" (limit {choices.limit})")
     parts.append(f", {_counted(choices.micro_batches, 'micro-batch')}")
     modes = sorted(set(choices.recompute))
-    if len(modes) == 1:
+    if choices.recomputed:
+        parts.append(f", recompute in {_counted(len(choices.recomputed), 'module')}")
+    elif len(modes) == 1:
         parts.append(f", recompute {modes[0]}")
     else:
         again = [str(stage) for stage, mode in enumerate(choices.recompute) if mode != "none"]

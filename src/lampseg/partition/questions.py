@@ -119,44 +119,52 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
     return plan
 
 
-def levers(problem: Problem, *, stride: Sequence[int]) -> Iterator[Lever]:
-    """What could be changed so that a problem that does not fit does, one thing at a time."""
+def levers(problem: Problem, *, stride: Sequence[int], solve: Solve = Problem.solve) -> Iterator[Lever]:
+    """What could be changed so that a problem that does not fit does, one thing at a time.
+
+    Args:
+        solve: finds the plan of a problem; it may be another kind of plan than stages.
+    """
     assert problem.memory is not None
-    if problem.recompute == "none":
-        yield _lever(replace(problem, recompute=None), "parallel.recompute: auto")
+    other = None if solve is Problem.solve else solve
+    # On slabs all_but_last is as good as none: each micro-batch's backward follows at once.
+    if problem.recompute == "none" or (other and problem.recompute == "all_but_last"):
+        yield _lever(replace(problem, recompute=None), "parallel.recompute: auto", solve)
     if problem.precision == "float32":
-        yield _lever(replace(problem, precision="bfloat16"), "precision: bfloat16")
+        yield _lever(replace(problem, precision="bfloat16"), "precision: bfloat16", solve)
     counts = problem.counts()
     if max(counts) < problem.batch:
         change = replace(problem, micro_batches=problem.batch)
-        yield _lever(change, f"parallel.micro_batches: {problem.batch} (one sample each)")
+        yield _lever(change, f"parallel.micro_batches: {problem.batch} (one sample each)", solve)
     least = min(problem.memory)
-    fewest = fewest_devices(problem, memory=least)
+    fewest = fewest_devices(problem, memory=least, solve=other)
     yield Lever(
-        f"{fewest.choices.devices if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
+        f"{fewest.choices.processes if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
     )
     coarse = [max(step, step * (COARSE // step)) for step in stride]
-    patch = largest_patch(problem, stride=coarse, volume=problem.size)
+    patch = largest_patch(problem, stride=coarse, volume=problem.size, solve=solve)
     size = None if patch is None else list(patch[0])
     yield Lever(f"a patch of {size}" if size else "a smaller patch", patch[1] if patch else None, bool(patch))
 
 
-def _lever(problem: Problem, change: str) -> Lever:
-    found: Found = problem.solve()
+def _lever(problem: Problem, change: str, solve: Solve) -> Lever:
+    found = solve(problem)
     return Lever(change, found.plan, found.fits)
 
 
-def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int]) -> str:
+def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int], solve: Solve = Problem.solve) -> str:
     """What to say when nothing fits: what it lacks, and what each change would buy."""
     assert problem.memory is not None
     # Estimates are up to a quarter too high: what fits by them, fits.
     rough = replace(problem, rehearse=None)
     needs = ", ".join(format_bytes(load.peak_bytes) for load in closest.devices)
     has = ", ".join(format_bytes(limit) for limit in problem.memory)
+    again = len(closest.choices.recomputed)
+    how = f" (running {again} module{'s' * (again != 1)} again in the backward)" if again else ""
     lines = [
-        f"{problem.name} on {'x'.join(map(str, problem.size))} with batch {problem.batch} does not fit: at best the "
-        f"devices need {needs}, they have {has}. What each change alone would do:"
+        f"{problem.name} on {'x'.join(map(str, problem.size))} with batch {problem.batch} does not fit: at best{how} "
+        f"the devices need {needs}, they have {has}. What each change alone would do:"
     ]
-    lines += [f"  - {lever.text()}" for lever in levers(rough, stride=stride)]
+    lines += [f"  - {lever.text()}" for lever in levers(rough, stride=stride, solve=solve)]
     lines.append("`lampseg plan` with --largest-patch or --fewest-devices finds these exactly.")
     return "\n".join(lines)

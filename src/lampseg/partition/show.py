@@ -23,6 +23,8 @@ def show_plan(plan: Plan, *, width: int = 64, alternatives: int = SHOWN) -> Rend
         parts += [drawing(plan, width=width), Text(transfers_text(plan))]
     elif plan.choices.spatial:
         parts.append(Text(transfers_text(plan)))
+    if plan.choices.recomputed:
+        parts.append(Text(recomputed_text(plan)))
     if plan.alternatives:
         parts += [Text("Considered, and why not taken:"), alternatives_table(plan, limit=alternatives)]
     return Group(*parts)
@@ -126,6 +128,11 @@ def transfers_text(plan: Plan) -> str:
     total = sum(link.nbytes for link in away)
     slab = " of a slab" if plan.choices.spatial else ""
     return f"Between stages, for each micro-batch{slab} forward (and as much back): {format_bytes(total)} ({each})"
+
+
+def recomputed_text(plan: Plan) -> str:
+    """Which modules run again on slabs."""
+    return f"Run again in the backward, instead of keeping activations: {', '.join(plan.choices.recomputed)}"
 
 
 def alternatives_table(plan: Plan, *, limit: int = SHOWN) -> Table:

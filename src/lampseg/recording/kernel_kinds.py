@@ -16,6 +16,12 @@ _CONVOLUTIONS = {"convolution": 0, "convolution_overrideable": 0, "_convolution"
 """The position of the input; the weight follows it, and `transposed` comes six after it."""
 _MATMULS = {"mm": 0, "bmm": 0, "_scaled_mm": 0, "addmm": 1, "baddbmm": 1}
 """The position of the left matrix; the right one follows it."""
+_MOVES_NOTHING = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias"}
+)
+"""Operators that only allocate, or look at memory in another way, without being marked as views."""
+_FILLS = frozenset({"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+"""Operators that take a tensor for its type only."""
 # PyTorch has formulas for its CUDA attention kernels only; the CPU's take the same arguments in the same places.
 _SAME_FORMULA = {
     "_scaled_dot_product_flash_attention_for_cpu": _aten._scaled_dot_product_flash_attention,
@@ -36,7 +42,8 @@ def kernel_of(
     """
     name = packet.__name__
     kind = kind_of(name)
-    nbytes = sum(t.numel() * t.element_size() for t in tensors)
+    moved = () if name in _MOVES_NOTHING else (out,) if name in _FILLS else tensors
+    nbytes = sum(t.numel() * t.element_size() for t in moved)
     if name in _CONVOLUTIONS:
         return _convolution(packet, args, kwargs, out, nbytes, backward)
     channels = (0, 0)

@@ -23,6 +23,7 @@ from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
 from lampseg.partition.search import Found
 from lampseg.training.planned_loss import planned_loss
+from lampseg.training.slab_recompute import best_of, lack, with_recompute
 from lampseg.training.smallest import enough_voxels
 
 Size = tuple[int, int, int]
@@ -110,7 +111,8 @@ def make_plans(
             problem = replace(subject.problem(index), margin=margin)
             found = _solved(subject, problem, on_way=on_way)
             if not found.fits:
-                raise UserError(remedies(problem, found.plan, stride=subject.stride))
+                solve = in_slabs_if_asked(subject) or Problem.solve
+                raise UserError(remedies(problem, found.plan, stride=subject.stride, solve=solve))
             _check_validation(subject, found.plan)
             plans.append(found.plan)
         _try_smallest(subject, index, smallest)
@@ -154,7 +156,7 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
         why = Alternative(f"stages on {problem.devices} devices", None, None, f"not possible: {error}")
         return replace(instead, plan=replace(instead.plan, alternatives=(why,)))
     try:
-        slabs = _in_slabs(subject, problem, roughly=found.fits)
+        slabs = _in_slabs(subject, problem, roughly=found.fits, open_to_recompute=not found.fits)
     except UserError as error:
         other = Alternative(f"slabs on {problem.devices} devices", None, None, f"not possible: {error}")
     else:
@@ -164,7 +166,7 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
         time = slabs.plan.step_seconds / found.plan.step_seconds - 1
         verdict = f"{time:+.0%} in time, but rounds otherwise than one device; parallel.mode: spatial chooses it"
         if not slabs.fits:
-            verdict = "does not fit"
+            verdict = "does not fit" + (" without recompute" if problem.recompute is None and found.fits else "")
         label = describe_choices(slabs.plan.choices)
         other = Alternative(label, slabs.plan.step_seconds if slabs.fits else None, slabs.plan.peak_bytes, verdict)
     if not found.fits and (mixed := _any_mixture(subject, problem, on_way=on_way)) is not None:
@@ -176,11 +178,12 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     )
 
 
-def _in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False) -> Found:
+def _in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_to_recompute: bool = True) -> Found:
     """The fastest plan that cuts volumes into slabs, of those that fit; or the one that lacks least.
 
     Args:
         roughly: take the first grid, and all slabs to be alike: for an alternative that is only named.
+        open_to_recompute: where nothing fits, and `parallel.recompute` allows it, let modules run again.
 
     Raises:
         UserError: the devices can't share volumes; or the network is not known to be exact on slabs.
@@ -213,17 +216,17 @@ def _in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False) -> F
                 f"parallel.slabs: {'x'.join(map(str, slabs))} slabs and {replicas} copies of the network are for "
                 f"{choices.processes} devices, there are {problem.devices}"
             )
-        plans = [slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)]
-    found = [Found(plan, fits=_lack(plan, problem) <= 1) for plan in plans]
-    fitting = [each for each in found if each.fits]
-    if fitting:
-        best = min(fitting, key=lambda each: each.plan.step_seconds)
-    else:
-        best = min(found, key=lambda each: _lack(each.plan, problem))
-    if roughly or slabs != "auto" or _lack(best.plan, problem) > HOPELESS:
+        plans = [
+            slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory, roughly=True)
+        ]
+    found = [Found(plan, fits=lack(plan, problem) <= 1) for plan in plans]
+    found = with_recompute(found, problem, model, stride=subject.stride, allowed=open_to_recompute)
+    best = best_of(found, problem)
+    if roughly or lack(best.plan, problem) > HOPELESS:
         return best
     plan = slab_plan(model, best.plan.choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
-    return Found(plan, fits=_lack(plan, problem) <= 1)
+    exact = [Found(plan, fits=lack(plan, problem) <= 1)]
+    return with_recompute(exact, problem, model, stride=subject.stride, exactly=True)[0]
 
 
 def _mixed(subject: Subject, problem: Problem, *, on_way: Callable[[], None] = lambda: None) -> Found:
@@ -266,11 +269,6 @@ def _any_mixture(subject: Subject, problem: Problem, *, on_way: Callable[[], Non
             if found.fits and (best is None or found.plan.step_seconds < best.plan.step_seconds):
                 best = found
     return best
-
-
-def _lack(plan: Plan, problem: Problem) -> float:
-    """How many times its memory the fullest device needs."""
-    return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
 def plans_given(

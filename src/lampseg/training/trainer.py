@@ -61,7 +61,7 @@ class Trainer:
         self.step = 0
         prefetch = self.config.data.prefetch
         self.ahead = ReadAhead(on=prefetch == "always" or (prefetch == "auto" and world.device.type == "cuda"))
-        self._checked: set[tuple[int, ...]] = set()
+        self._checked: set[tuple[tuple[int, ...], tuple[str, ...]]] = set()
         self.selection = Selection()
         network = job.build()
         saved = self._read_checkpoint(network) if resume else None
@@ -93,13 +93,22 @@ class Trainer:
             self._loop(None)
 
     def _check_slabs(self) -> None:
-        """Refuses to start where slabs are not what the whole volume is; once for each grid."""
+        """Refuses to start where slabs are not what the whole volume is; once for each grid and what runs again."""
         runner = self.model.runner
-        if runner.spatial is not None and runner.choices.slabs not in self._checked:
+        if runner.spatial is None:
+            return
+        slabs, recomputed = runner.choices.slabs, runner.choices.recomputed
+        if (slabs, recomputed) not in self._checked:
             # A pipeline has only parts of the network: what is checked is functions, so other weights do as well.
             whole = self.model.network if isinstance(runner, SlabRunner) else self.job.build()
-            check_slabs(whole, runner.spatial, channels=self.job.channels, stride=self.job.stride)
-            self._checked.add(runner.choices.slabs)
+            check_slabs(
+                whole,
+                runner.spatial,
+                channels=self.job.channels,
+                stride=self.job.stride,
+                recomputed=recomputed,
+            )
+            self._checked.add((slabs, recomputed))
 
     def _loop(self, journal: Journal | None) -> None:
         while self.step < self.total:

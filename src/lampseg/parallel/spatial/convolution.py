@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lampseg.parallel.spatial.exchange import Axis, Span, assemble, disassemble, fetch, send_home
+from lampseg.parallel.spatial.exchange import Axis, Span, assemble, disassemble, fetch, send_home, send_parts_home
 
 _aten = torch.ops.aten
 
@@ -76,7 +76,7 @@ class _Convolution(Function):
         if out is None:
             full = assemble(padded, last.axis, last.dim, last.edges, last.needs[last.axis.rank], got)
             out = args.run(full, weight, bias)
-        ctx.halos, ctx.args = halos, args
+        ctx.halos, ctx.args, ctx.overlapped = halos, args, overlapped
         ctx.bias = None if bias is None else list(bias.shape)
         ctx.firsts = [[first for first, _ in got] for got in kept]
         ctx.save_for_backward(x, weight, *(planes for got in kept for _, planes in got))
@@ -89,11 +89,21 @@ class _Convolution(Function):
         with torch._C.DisableTorchFunction():
             (grad,) = grads
             rest = iter(planes)
-            for halo, firsts in zip(ctx.halos, ctx.firsts, strict=True):
-                got = [(first, next(rest)) for first in firsts]
+            fetched = [[(first, next(rest)) for first in firsts] for firsts in ctx.firsts]
+            for halo, got in zip(ctx.halos[:-1], fetched[:-1], strict=True):
                 x = assemble(x, halo.axis, halo.dim, halo.edges, halo.needs[halo.axis.rank], got)
             to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
             to_bias = to_bias and ctx.bias is not None
+            halo, got = ctx.halos[-1], fetched[-1]
+            ends = _ends(x, weight, halo, ctx.args) if ctx.overlapped else None
+            if ends is not None:
+                wanted = [to_x, to_weight, to_bias]
+                grad_x, grad_w, grad_b = _ends_first(grad, x, weight, ctx.bias, halo, ctx.args, got, ends, wanted)
+                for earlier in reversed(ctx.halos[:-1]):
+                    if grad_x is not None:
+                        grad_x = disassemble(grad_x, earlier.axis, earlier.dim, earlier.edges, earlier.needs)
+                return grad_x, grad_w, grad_b, None, None, None
+            x = assemble(x, halo.axis, halo.dim, halo.edges, halo.needs[halo.axis.rank], got)
             grad_x = grad_w = grad_b = home = None
             if to_x:
                 grad_x = ctx.args.gradients(grad, x, weight, ctx.bias, [True, False, False])[0]
@@ -126,15 +136,18 @@ def convolve(
     return out
 
 
-def _interior_first(x: Tensor, weight: Tensor, bias: Tensor | None, halo: Halo, args: Any, fetching: Any) -> Any:
-    """The convolution of my slab as if there were zeros around it, and then its outer planes again, with the halo.
+@dataclass(frozen=True)
+class _Ends:
+    """The outputs of my slab that read planes of others, at its beginning and its end."""
 
-        my planes        . . [a b c d e f] . .       kernel of 3
-        first            o   1 2 3 4 5 6             1 and 6 saw zeros
-        then             1   from  halo a b          6   from  e f halo
+    padding: tuple[int, ...]
+    """With which my own planes alone give as many outputs."""
+    sides: tuple[tuple[int, int, Span], ...]
+    """First output, how many, and what they read."""
 
-    None if the slab's own planes give no whole number of outputs.
-    """
+
+def _ends(x: Tensor, weight: Tensor, halo: Halo, args: Arguments) -> _Ends | None:
+    """None if the slab's own planes give no whole number of outputs, or all outputs read planes of others."""
     axis, dim, edges = halo.axis, halo.dim, halo.edges
     begin, end = edges[axis.rank], edges[axis.rank + 1]
     need = halo.needs[axis.rank]
@@ -149,20 +162,86 @@ def _interior_first(x: Tensor, weight: Tensor, bias: Tensor | None, halo: Halo, 
         return None
     padding = list(args.padding)
     padding[at] = pad
-    out = replace(args, padding=tuple(padding)).run(x, weight, bias)
-    if not low + high:
+    sides = [
+        (first, count, (need[0] + first * stride, need[0] + (first + count - 1) * stride + reach + 1))
+        for first, count in ((0, low), (outputs - high, high))
+        if count
+    ]
+    return _Ends(tuple(padding), tuple(sides))
+
+
+def _interior_first(x: Tensor, weight: Tensor, bias: Tensor | None, halo: Halo, args: Any, fetching: Any) -> Any:
+    """The convolution of my slab as if there were zeros around it, and then its outer planes again, with the halo.
+
+        my planes        . . [a b c d e f] . .       kernel of 3
+        first            o   1 2 3 4 5 6             1 and 6 saw zeros
+        then             1   from  halo a b          6   from  e f halo
+
+    None if that is not possible (see `_ends`).
+    """
+    ends = _ends(x, weight, halo, args)
+    if ends is None:
+        return None
+    out = replace(args, padding=ends.padding).run(x, weight, bias)
+    if not ends.sides:
         return out
     got = fetching.wait()
-    for first, count in ((0, low), (outputs - high, high)):
-        if count:
-            span = need[0] + first * stride, need[0] + (first + count - 1) * stride + reach + 1
-            there = [(at_, planes) for at_, planes in got]
-            thin = _between(x, axis, dim, edges, span, there)
-            out.narrow(dim, first, count).copy_(args.run(thin, weight, bias))
+    for first, count, span in ends.sides:
+        thin = _between(x, halo.axis, halo.dim, halo.edges, span, got)
+        out.narrow(halo.dim, first, count).copy_(args.run(thin, weight, bias))
     return out
 
 
-def _between(x: Tensor, axis: Axis, dim: int, edges: Any, span: Span, got: list[tuple[int, Tensor]]) -> Tensor:
+def _ends_first(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: list[int] | None,
+    halo: Halo,
+    args: Arguments,
+    got: Sequence[tuple[int, Tensor]],
+    ends: _Ends,
+    wanted: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The backward of the same: a convolution is linear, so that halos and my own planes each have their share.
+
+    The gradients of the halos come first and travel home while those of my planes are computed; no padded copy of the
+    slab is made.
+    """
+    axis, dim = halo.axis, halo.dim
+    homeward = [torch.zeros_like(planes) for _, planes in got]
+    weights: list[Tensor] = []
+    for first, count, span in ends.sides:
+        thin = x.new_zeros([*x.shape[:dim], span[1] - span[0], *x.shape[dim + 1 :]])  # but the halo, zeros
+        shared = [_shared(at, planes, span, dim) for at, planes in got]
+        for (at, planes), (low, high) in zip(got, shared):
+            if low < high:
+                thin.narrow(dim, low - span[0], high - low).copy_(planes.narrow(dim, low - at, high - low))
+        edge = grad.narrow(dim, first, count)
+        to_thin, to_weight, _ = args.gradients(edge, thin, weight, bias, [wanted[0], wanted[1], False])
+        if to_weight is not None:
+            weights.append(to_weight)
+        for part, (at, _), (low, high) in zip(homeward, got, shared):
+            if to_thin is not None and low < high:
+                part.narrow(dim, low - at, high - low).add_(to_thin.narrow(dim, low - span[0], high - low))
+    home = send_parts_home(homeward, x, axis, dim, halo.edges, halo.needs) if wanted[0] else None
+    grad_x, grad_w, grad_b = replace(args, padding=ends.padding).gradients(grad, x, weight, bias, wanted)
+    if weights and grad_w is not None:
+        exact = torch.promote_types(grad_w.dtype, torch.float32)
+        grad_w = torch.stack([grad_w, *weights]).sum(0, dtype=exact).to(grad_w.dtype)
+    if home is not None:
+        assert grad_x is not None
+        for at, planes in home.wait():
+            grad_x.narrow(dim, at - halo.edges[axis.rank], planes.shape[dim]).add_(planes)
+    return grad_x, grad_w, grad_b
+
+
+def _shared(first: int, planes: Tensor, span: Span, dim: int) -> Span:
+    """The planes, counted in the whole, that lie in a span."""
+    return max(first, span[0]), min(first + planes.shape[dim], span[1])
+
+
+def _between(x: Tensor, axis: Axis, dim: int, edges: Any, span: Span, got: Sequence[tuple[int, Tensor]]) -> Tensor:
     """The planes of a span, from mine and the fetched ones."""
     inside = []
     for first, planes in got:

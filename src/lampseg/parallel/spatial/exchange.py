@@ -118,16 +118,31 @@ def send_home(grad: Tensor, axis: Axis, dim: int, edges: Sequence[int], needs: S
         grad: of the planes that I needed, needs[rank].
     """
     need = needs[axis.rank]
+    fetched = [overlap(need, (edges[other], edges[other + 1])) for other in axis.others]
+    parts = [grad.narrow(dim, a - need[0], b - a).contiguous() for a, b in fetched if a < b]
+    return send_parts_home(parts, grad, axis, dim, edges, needs)
+
+
+def send_parts_home(
+    parts: Sequence[Tensor], like: Tensor, axis: Axis, dim: int, edges: Sequence[int], needs: Sequence[Span]
+) -> Fetch:
+    """The same, of gradients of the fetched planes alone, in the order in which they were fetched.
+
+    Args:
+        like: a tensor of the same type and, but along `dim`, the same shape.
+    """
+    need = needs[axis.rank]
     own = edges[axis.rank], edges[axis.rank + 1]
     out: dict[int, Tensor] = {}
     into: dict[int, tuple[int, Tensor]] = {}
+    rest = iter(parts)
     for other in axis.others:
         fetched = overlap(need, (edges[other], edges[other + 1]))
         if fetched[0] < fetched[1]:
-            out[other] = grad.narrow(dim, fetched[0] - need[0], fetched[1] - fetched[0]).contiguous()
+            out[other] = next(rest)
         theirs = overlap(needs[other], own)
         if theirs[0] < theirs[1]:
-            into[other] = theirs[0], _empty(grad, dim, theirs[1] - theirs[0])
+            into[other] = theirs[0], _empty(like, dim, theirs[1] - theirs[0])
     return Fetch(list(into.values()), _post(axis, out, {other: tensor for other, (_, tensor) in into.items()}))
 
 

@@ -1,7 +1,7 @@
 """The forecast for slabs: what each rank of a volume holds and does, from a rehearsal of its slab on fake tensors."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lampseg.hardware.device import Hardware, Precision
 from lampseg.parallel.fake_state import FakeState, fake_state
+from lampseg.parallel.spatial.checkpointed import modules_of, recomputing
 from lampseg.parallel.spatial.cutting import AXES
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
@@ -52,10 +53,11 @@ def slab_plan(
         roughly: take all slabs to be as the thickest, which is quick: each kind of slab takes a second or two.
 
     Raises:
-        UserError: the choices contradict each other, or a volume has fewer planes than ranks.
+        UserError: the choices contradict each other, name what is no module, or a volume has fewer planes than ranks.
         NotExactError: the network does what is not known to be exact on slabs.
     """
     choices.check()
+    modules_of(model.network, choices.recomputed)
     shape = model.graph.input.shape
     slabs = choices.slabs[: len(shape) - 2]
     places = list(itertools.product(*(range(count) for count in slabs)))
@@ -64,11 +66,13 @@ def slab_plan(
     if roughly:  # one that has most
         kinds = [max(kinds)] * len(kinds)
     with fake_state(model.network) as fake:
-        fake.hold(place(model.graph, ()), 0, gradients=choices.share > 1)
         # The last of a kind stands for it: a strided convolution reads planes before its slab, but none behind.
         for kind, where in reversed(list(zip(kinds, places, strict=True))):
             if kind not in costs and kind == _kind(slabs, where, shape=shape, stride=stride):
-                costs[kind] = slab_cost(model, fake, slabs, where, stride=stride, loss=loss)
+                hold_anew(model, fake, choices)
+                costs[kind] = slab_cost(
+                    model, fake, slabs, where, stride=stride, loss=loss, recomputed=choices.recomputed
+                )
     each = [costs[kind] for kind in kinds]
     stage = _stage(model, each)
     loads = tuple(_load(model, choices, n, cost, stage, memory) for n, cost in enumerate(each))
@@ -91,16 +95,27 @@ def slab_plan(
     )
 
 
-def slab_cost(
+@dataclass(frozen=True)
+class Rehearsal:
+    """One rank's forward and backward of one micro-batch, on fake tensors."""
+
+    spatial: SpatialParallel
+    make: Callable[[], list[Tensor]]
+    """My slab of the input, as the only entry of a list."""
+    run: Callable[[list[Tensor]], Tensor]
+    """Takes it out of the list, and gives my share of the loss."""
+
+
+def rehearsal(
     model: CostedNetwork,
-    fake: FakeState,
     slabs: Sequence[int],
     where: Sequence[int],
     *,
     stride: Sequence[int],
     loss: MicroBatchLoss | None,
-) -> SlabCost:
-    """Runs one rank's slab forward and backward on fake tensors, under a mode that counts."""
+    recomputed: Sequence[str] = (),
+) -> Rehearsal:
+    """What one rank would do; to be run in a fake mode, while the network holds fake state."""
     shape, dtype = model.graph.input.shape, model.graph.input.dtype
     cut = [n for n, count in enumerate(slabs) if count > 1]
     spatial = SpatialParallel.rehearsal(
@@ -122,7 +137,10 @@ def slab_cost(
     def run(inputs: list[Tensor]) -> Tensor:
         x = spatial.slab(inputs.pop(), layout)
         with spatial:
-            with torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bfloat16"):
+            with (
+                torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bfloat16"),
+                recomputing(model.network, recomputed, spatial),
+            ):
                 output = model.network(x)
             del x
             if loss is None:
@@ -135,15 +153,43 @@ def slab_cost(
             )
             return value / spatial.size
 
+    return Rehearsal(spatial, make, run)
+
+
+def hold_anew(model: CostedNetwork, fake: FakeState, choices: Choices) -> None:
+    """The whole network's state before a micro-batch; of several, as before the second: gradients are there."""
+    fake.hold(place(model.graph, ()), 0, gradients=choices.share > 1)
+
+
+def slab_cost(
+    model: CostedNetwork,
+    fake: FakeState,
+    slabs: Sequence[int],
+    where: Sequence[int],
+    *,
+    stride: Sequence[int],
+    loss: MicroBatchLoss | None,
+    recomputed: Sequence[str] = (),
+) -> SlabCost:
+    """Runs one rank's slab forward and backward on fake tensors, under a mode that counts."""
+    of = rehearsal(model, slabs, where, stride=stride, loss=loss, recomputed=recomputed)
     sent: list[tuple[float, int, int, int, int]] = []
-    counted = tally(make, run, mode=fake.mode, between=lambda: sent.append(_traffic(spatial, model.hardware)))
-    forward, backward = sent[0], _traffic(spatial, model.hardware)
+    counted = tally(
+        of.make, of.run, mode=fake.mode, between=lambda: sent.append(traffic_so_far(of.spatial, model.hardware))
+    )
+    forward, backward = sent[0], traffic_so_far(of.spatial, model.hardware)
     return SlabCost(
         counted,
-        _seconds(model, counted.forward) + forward[0],
-        _seconds(model, counted.backward) + backward[0] - forward[0],
+        kernel_seconds(model, counted.forward) + forward[0],
+        kernel_seconds(model, counted.backward) + backward[0] - forward[0],
         *backward[1:],
     )
+
+
+def fullest(slabs: Sequence[int], *, shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """The place of a rank that has most: the last of those with the thickest slab and most neighbours."""
+    places = list(itertools.product(*(range(count) for count in slabs)))
+    return max(places, key=lambda where: (_kind(slabs, where, shape=shape, stride=stride), where))
 
 
 def _kind(
@@ -163,7 +209,7 @@ def _kind(
     return tuple(found)
 
 
-def _traffic(spatial: SpatialParallel, hardware: Hardware) -> tuple[float, int, int, int, int]:
+def traffic_so_far(spatial: SpatialParallel, hardware: Hardware) -> tuple[float, int, int, int, int]:
     """Seconds of what was sent so far; halo bytes and messages, bytes of collectives and their number."""
     seconds = 0.0
     for axis in spatial.axes:
@@ -176,7 +222,8 @@ def _traffic(spatial: SpatialParallel, hardware: Hardware) -> tuple[float, int, 
     return seconds, total.halo_bytes, total.halo_messages, total.collective_bytes, total.collectives
 
 
-def _seconds(model: CostedNetwork, kernels: Sequence[Kernel]) -> float:
+def kernel_seconds(model: CostedNetwork, kernels: Sequence[Kernel]) -> float:
+    """What kernels take, one after the other."""
     precision = cast(Precision, model.precision)
     return sum(model.hardware.seconds(kernel, precision=precision) for kernel in kernels)
 

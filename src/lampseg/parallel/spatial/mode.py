@@ -11,8 +11,9 @@ exact for it (`rules`); one without a rule is refused. A function of replicas ru
 """
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
 
+ENOUGH = 16
+"""Planes. Of thinner slabs the ends, which are computed by themselves, would be too large a part."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far a forward was."""
+
+    seed: int
+    calls: int
+    """Random operations so far."""
+    known: Mapping[tuple[int, int], tuple[int, ...]]
+    """Edges of slabs, by axis and number of planes."""
+
 
 class SpatialParallel(TorchFunctionMode):
     """Cuts volumes into slabs over a device mesh and runs networks on them.
@@ -51,8 +66,8 @@ class SpatialParallel(TorchFunctionMode):
         dims: for each axis of the mesh, the dimension of the network's input that it cuts (2 is the first spatial
             one). One, two or three.
         stride: the network's total down-sampling along each spatial dimension: edges of slabs lie on its multiples.
-        overlapped: compute the interior of a convolution while its halo travels. None: on CUDA; on a CPU, where
-            messages take a core themselves, there is nothing to gain.
+        overlapped: compute the interior of a convolution while its halo travels. None: on CUDA, for slabs of at least
+            ENOUGH planes; on a CPU, where messages take a core themselves, there is nothing to gain.
         seed: for random operations; the same on every rank.
     """
 
@@ -131,6 +146,10 @@ class SpatialParallel(TorchFunctionMode):
         self._overlapped = overlapped
         self._known: dict[tuple[int, int], tuple[int, ...]] = {}
         self._calls = 0
+        self._trace = 0
+        self.regular = True
+        """Whether slabs of the volume have whole numbers of planes on every level, so that sizes are even or odd there
+        as those of the whole are: a network may decide by them."""
 
     # ---- what callers use
 
@@ -153,10 +172,16 @@ class SpatialParallel(TorchFunctionMode):
             total.collectives += axis.traffic.collectives
         return total
 
+    @property
+    def trace(self) -> int:
+        """Of the functions of slabs since `begin`, and their edges: the same on every rank, or their ways part."""
+        return self._trace
+
     def edges(self, axis: Axis, total: int) -> tuple[int, ...]:
         """Where the slabs of a volume with so many planes begin and end."""
         unit = self.stride if isinstance(self.stride, int) else self.stride[axis.dim - 2]
         edges = spread_edges(total, axis.size, unit=unit)
+        self.regular = self.regular and all(edge % unit == 0 for edge in edges)
         if some_empty(edges):
             raise UserError(
                 f"{total} planes along dimension {axis.dim} can't be shared by {axis.size} ranks: use fewer, or cut "
@@ -229,11 +254,28 @@ class SpatialParallel(TorchFunctionMode):
         finally:
             self.seed = before
 
+    def moment(self) -> Moment:
+        """What a second run of the same forward has to find as the first did."""
+        return Moment(self.seed, self._calls, dict(self._known))
+
+    @contextlib.contextmanager
+    def again(self, moment: Moment) -> Iterator[None]:
+        """Within the mode, as it was at that moment."""
+        calls, known, trace = self._calls, self._known, self._trace
+        self._calls, self._known = moment.calls, dict(moment.known)
+        try:
+            with self.random(moment.seed), contextlib.ExitStack() as stack:
+                if all(mode is not self for mode in _get_current_function_mode_stack()):
+                    stack.enter_context(self)
+                yield
+        finally:
+            self._calls, self._known, self._trace = calls, known, trace
+
     # ---- what rules use
 
     @property
     def calls(self) -> int:
-        """Random operations so far; set back for a second run of the same forward."""
+        """Random operations so far."""
         return self._calls
 
     @calls.setter
@@ -249,13 +291,11 @@ class SpatialParallel(TorchFunctionMode):
     def known(self, value: tuple[tuple[tuple[int, int], tuple[int, ...]], ...]) -> None:
         self._known = dict(value)
 
-    @property
-    def entered(self) -> bool:
-        """Whether this thread is within the mode."""
-        return any(mode is self for mode in _get_current_function_mode_stack())
-
-    def overlapped(self, x: Tensor) -> bool:
-        return x.is_cuda if self._overlapped is None else self._overlapped
+    def overlapped(self, x: Tensor, dim: int) -> bool:
+        """Whether the interior is computed first, before a convolution whose last halo is along `dim`."""
+        if self._overlapped is None:
+            return x.is_cuda and x.shape[dim] >= ENOUGH
+        return self._overlapped
 
     def local(self, shard: Shard) -> int:
         """Planes of my slab."""
@@ -324,7 +364,8 @@ class SpatialParallel(TorchFunctionMode):
     def begin(self) -> None:
         """Forgets the sizes of the volume before; random operations are counted anew."""
         self._known.clear()
-        self._calls = 0
+        self._calls = self._trace = 0
+        self.regular = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -337,7 +378,10 @@ class SpatialParallel(TorchFunctionMode):
             rule = RULES.get(func)
             if rule is None:
                 raise self.refuse(func)
-            return rule(self, func, args, kwargs)
+            out = rule(self, func, args, kwargs)
+            cuts = [(shard.dim, shard.edges) for shard in layout_of(out)] if isinstance(out, Tensor) else ()
+            self._trace = zlib.crc32(f"{function_name(func)} {cuts}".encode(), self._trace)
+            return out
         return self._on_replicas(func, args, kwargs, given)
 
     def _on_replicas(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> Any:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lampseg.errors import UserError
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.randomness import mix
 from lampseg.parallel.replicas import Replicas
+from lampseg.parallel.spatial.checkpointed import recomputing
 from lampseg.parallel.spatial.cutting import Cutting
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.partition.costed import record_for
@@ -42,6 +44,7 @@ class SlabRunner:
         self._replicas = Replicas(network, mesh=mesh, stages={name: 0 for name, _ in named})
         self._cutting = Cutting(spatial, mesh=mesh)
         self._graphs: dict[Any, Graph] = {}
+        self._agreed: set[Any] = set()
         self.waited = 0.0
         """Seconds of the last step in which this process waited for the sum of gradients."""
         self.busy = 0.0
@@ -91,7 +94,8 @@ class SlabRunner:
             The losses of my replica's micro-batches on its first rank, elsewhere nothing.
 
         Raises:
-            UserError: there are more replicas than micro-batches, or a volume has fewer planes than ranks.
+            UserError: there are more replicas than micro-batches, a volume has fewer planes than ranks, or the network
+                goes another way on some ranks than on others.
             NotExactError: the network does what is not known to be exact on slabs.
         """
         block = self.mesh.share(len(shapes))
@@ -106,10 +110,11 @@ class SlabRunner:
             x = self.placed(mine, shapes[m])
             del mine
             with self.spatial.random(mix(seed, m)), self.spatial:
-                with self._autocast():
+                with self._autocast(), recomputing(self.network, self.choices.recomputed, self.spatial):
                     output = self.network(x)
                 value = loss(m, output)
                 del output, x
+                self._agree(shapes[m])
                 halfway = time.perf_counter()
                 self.spatial.backward(value)
             losses.append(value.detach())
@@ -143,7 +148,8 @@ class SlabRunner:
             logits: those (1, C, X, Y, Z) among what the network returns.
         """
         for output in self.predict(shapes, load=load):
-            mine = self._cutting.checked(logits(output))
+            with self.spatial:  # a stack of several levels is taken apart here
+                mine = self._cutting.checked(logits(output))
             del output
             yield mine
             del mine
@@ -165,6 +171,21 @@ class SlabRunner:
             found = self._cutting.labels(mine, shape)
             del mine
             yield found
+
+    def _agree(self, shape: Shape) -> None:
+        """Raises UserError if ranks did not run the same functions, at the first volume of a shape."""
+        key = tuple(shape), self.network.training
+        if key in self._agreed:
+            return
+        with torch._C.DisableTorchFunction():
+            traces = self.mesh.gather(self.spatial.trace)
+        if len(set(traces)) > 1:
+            raise UserError(
+                f"{type(self.network).__name__} does not do the same on all slabs of a volume of shape {tuple(shape)}: "
+                "it decides by the size that it sees (it pads an odd one, say). Use volumes of which every slab is "
+                "a multiple of the network's total stride, or `parallel.mode: pipeline`"
+            )
+        self._agreed.add(key)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.mesh.world.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

@@ -6,6 +6,7 @@ from lampseg.parallel.spatial.rules import (  # noqa: F401  (they enter their ru
     lookup,
     losses,
     norms,
+    padding,
     reductions,
     shapes,
     windows,

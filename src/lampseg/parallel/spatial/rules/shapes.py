@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lampseg.parallel.spatial.layout import Layout, Shard, layout_of
@@ -258,23 +257,6 @@ def repeat(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any
     if any(out.shape[shard.dim] != mode.local(shard) for shard in layout):
         raise mode.refuse(func, "it repeats a dimension that is cut into slabs")
     return mode.marked(out, layout)
-
-
-@exact(F.pad, torch._C._nn.pad, torch.constant_pad_nd)
-def pad(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
-    """Along dimensions that are not cut."""
-    x = args[0]
-    widths = args[1] if len(args) > 1 else kwargs["pad"]
-    padded = {x.dim() - 1 - n // 2 for n, width in enumerate(widths) if width}
-    for shard in layout_of(x):
-        if shard.dim in padded:
-            raise mode.refuse(
-                func,
-                f"it pads dimension {shard.dim}, which is cut into slabs",
-                remedy="use volumes whose size is a multiple of the network's total stride, or the padding of the "
-                "convolution itself",
-            )
-    return mode.marked(func(*args, **kwargs), layout_of(x))
 
 
 def uncut(mode: SpatialParallel, func: Function, layout: Layout, dim: int) -> None:

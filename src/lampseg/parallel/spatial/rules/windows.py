@@ -82,7 +82,8 @@ def convolution(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -
             padding[shard.dim - 2] = 0
     arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), False, (0,) * dims, given.get("groups", 1))
     with torch.autocast(x.device.type, enabled=False):
-        out = convolve(x, weight, bias, halos=halos, args=arguments, overlapped=mode.overlapped(x))
+        overlapped = bool(halos) and mode.overlapped(x, halos[-1].dim)
+        out = convolve(x, weight, bias, halos=halos, args=arguments, overlapped=overlapped)
     return mode.marked(out, layout)
 
 
