@@ -127,7 +127,7 @@ CHOICES: dict[str, Any] = {
     [
         ({"recomputed": ("a", "a")}, "each once"),
         ({"recomputed": ("",)}, "give names of modules"),
-        ({"recomputed": ("a",), "slabs": (1, 1, 1)}, "no volume is cut into slabs"),
+        ({"recomputed": ("a",), "slabs": (1, 1, 1)}, "not whole on slabs of a volume"),
         ({"recompute": ("all",)}, "name the modules to run again in choices.recomputed"),
     ],
 )
