@@ -10,6 +10,7 @@ from torch import nn
 from lampseg.config import Config, StageConfig
 from lampseg.errors import UserError
 from lampseg.hardware.device import Hardware, hardware_for
+from lampseg.light import uncollected, uncompiled
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.parallel.spatial.forecast import slab_plan
@@ -85,6 +86,8 @@ def hardware_of(config: Config, devices: Devices) -> Hardware:
     return hardware_for(kind=devices.kind, name=name, processes=devices.count)
 
 
+@uncollected()
+@uncompiled()
 def make_plans(
     subject: Subject,
     *,
@@ -218,6 +221,8 @@ def _lack(plan: Plan, problem: Problem) -> float:
     return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
+@uncollected()
+@uncompiled()
 def plans_given(
     subject: Subject, given: Sequence[Plan], *, source: str, smallest: Size | None = None
 ) -> tuple[Plan, ...]:
