@@ -81,7 +81,12 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
     Args:
         solve: finds a plan that is none of stages, such as one of slabs.
     """
-    costs = problem.costed(problem.counts()[-1]).costs
+    model = problem.costed(problem.counts()[-1])
+    costs = model.costs
+    modes = None if problem.recompute is None else (problem.recompute,)
+    alone = model.regime(micro_batches=1, held=(1,), recompute=modes)
+    # What no number of devices does for: rehearsed, plans may need less than they are estimated to.
+    hopeless = costs.least_peak(alone) + model.hardware.reserve_bytes > memory / problem.margin
 
     def fitting(devices: int) -> Plan | None:
         if solve is not None:
@@ -90,6 +95,8 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
             except UserError:  # so many can't share a volume
                 return None
             return found.plan if found.fits else None
+        if problem.rehearse is None and hopeless:
+            return None
         for schedule in ("1f1b", "interleaved") if problem.schedule is None else (problem.schedule,):
             if (2 if schedule in ("v", "interleaved") else 1) * devices <= costs.count:
                 asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)
