@@ -41,7 +41,8 @@ def largest_patch(
     """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
 
     Patches are cubes, cut off at the volume where it is smaller; the whole volume is the largest. All edges are
-    multiples of the network's stride. More voxels are taken to need more memory, so the size is found by bisection.
+    multiples of the network's stride. More voxels are taken to need more memory: what does not fit says how much smaller
+    a patch may, and from one that fits the steps up double. Each size is recorded anew, so few are tried.
 
     Args:
         stride: total stride of the network, for each axis.
@@ -57,19 +58,29 @@ def largest_patch(
     edges = [*range(step, max(whole), step), max(whole)]
     best: tuple[tuple[int, ...], Plan] | None = None
     low, middle, high = 0, len(edges) - 1, len(edges) - 1  # the whole volume is tried first
+    stride_up = 1
     while low <= high:
         size = patch(edges[middle])
         try:
             found = solve(replace(problem, size=size))
         except UserError:  # too small: nothing is left at the network's deepest level
             low = middle + 1
-        else:
-            if found.fits:
-                best, low = (size, found.plan), middle + 1
-            else:
-                high = middle - 1
-        middle = (low + high) // 2
+            middle = (low + high) // 2
+            continue
+        if found.fits:
+            best, low = (size, found.plan), middle + 1
+            middle, stride_up = min(high, middle + stride_up), 2 * stride_up
+            continue
+        high = middle - 1
+        enough = math.prod(size) / _lack(found.plan)
+        guess = sum(1 for edge in edges[: high + 1] if math.prod(patch(edge)) <= enough) - 1
+        middle = max(low, guess if best is None else (low + high) // 2)
     return best
+
+
+def _lack(plan: Plan) -> float:
+    """How many times its memory the fullest device needs."""
+    return max(load.peak_bytes / (load.memory_bytes or math.inf) for load in plan.devices)
 
 
 def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None) -> Plan | None:
