@@ -72,15 +72,20 @@ def largest_patch(
             middle, stride_up = min(high, middle + stride_up), 2 * stride_up
             continue
         high = middle - 1
-        enough = math.prod(size) / _lack(found.plan)
+        enough = math.prod(size) * _share(found.plan)
         guess = sum(1 for edge in edges[: high + 1] if math.prod(patch(edge)) <= enough) - 1
         middle = max(low, guess if best is None else (low + high) // 2)
     return best
 
 
-def _lack(plan: Plan) -> float:
-    """How many times its memory the fullest device needs."""
-    return max(load.peak_bytes / (load.memory_bytes or math.inf) for load in plan.devices)
+def _share(plan: Plan) -> float:
+    """What part of its voxels fits a plan that does not, roughly: all but the network's state grows with them."""
+    shares = [1.0]
+    for load in plan.devices:
+        fixed = load.library_bytes + load.parameter_bytes + load.gradient_bytes + load.optimizer_bytes
+        if load.memory_bytes is not None and load.peak_bytes > fixed:
+            shares.append((load.memory_bytes - fixed) / (load.peak_bytes - fixed))
+    return max(0.0, min(shares))
 
 
 def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None) -> Plan | None:
