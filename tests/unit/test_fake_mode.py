@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from benchmarks.shared.networks import SMALL
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from benchmarks.shared.networks import SMALL
 from lampseg.recording import record
 from lampseg.recording.fake_mode import DryMode
 from lampseg.recording.graph import Graph
@@ -68,8 +68,10 @@ def test_single_calls_are_the_same(name: str) -> None:
             assert all(type(t) is FakeTensor for t in found)
             own = x.untyped_storage()._cdata
             return [
-                (t.shape, t.stride(), t.storage_offset(), t.dtype, t.device, t.untyped_storage().nbytes())
-                + (t.untyped_storage()._cdata == own, t._version, t._is_view(), t.is_conj())
+                (
+                    *(t.shape, t.stride(), t.storage_offset(), t.dtype, t.device, t.untyped_storage().nbytes()),
+                    *(t.untyped_storage()._cdata == own, t._version, t._is_view(), t.is_conj()),
+                )
                 for t in found
             ]
 

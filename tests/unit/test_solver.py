@@ -224,4 +224,6 @@ def test_no_split_needs_less_than_the_least_peak(seed: int, mode: Recompute | No
         least = costs.least_peak(regime)
         assert all(max(split.peaks) >= least for split in all_splits(costs, stages, regime, None))
     alone = Regime(1, (1,), None if mode is None else (mode,))
-    assert costs.least_peak(alone) >= min(float(costs.peak_bytes(alone, held=1, again=a)[0, 1:].min()) for a in (False, True))
+    assert costs.least_peak(alone) >= min(
+        float(costs.peak_bytes(alone, held=1, again=a)[0, 1:].min()) for a in (False, True)
+    )

@@ -41,8 +41,8 @@ def largest_patch(
     """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
 
     Patches are cubes, cut off at the volume where it is smaller; the whole volume is the largest. All edges are
-    multiples of the network's stride. More voxels are taken to need more memory: what does not fit says how much smaller
-    a patch may, and from one that fits the steps up double. Each size is recorded anew, so few are tried.
+    multiples of the network's stride. More voxels are taken to need more memory. Each size is recorded anew, so few are
+    tried: what does not fit says how much of it would, and from one that fits the steps up double.
 
     Args:
         stride: total stride of the network, for each axis.

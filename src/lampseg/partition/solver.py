@@ -90,9 +90,7 @@ def solve(
     return Cut(tuple(chosen), modes)
 
 
-def _tables(
-    costs: IntervalCosts, regime: Regime, stages: int, memory: Sequence[float] | None
-) -> list[_Tables]:
+def _tables(costs: IntervalCosts, regime: Regime, stages: int, memory: Sequence[float] | None) -> list[_Tables]:
     """Of every stage; stages that are alike share one."""
     made: dict[tuple[object, ...], _Tables] = {}
     found = []
@@ -135,6 +133,10 @@ def _each(tables: Sequence[_Tables], make: Callable[[_Tables], Table]) -> list[T
     return [results[id(t)] for t in tables]
 
 
+def _paths_within(tables: Sequence[_Tables], bound: float) -> list[Table]:
+    return _each(tables, lambda t: np.where(t.seconds <= bound, t.path, np.inf))
+
+
 def _fastest(tables: Sequence[_Tables], micro_batches: int) -> list[int] | None:
     """The cuts of the smallest (n - 1) x slowest + sum of paths."""
     least = _split([t.seconds for t in tables], combine=np.maximum)
@@ -143,8 +145,7 @@ def _fastest(tables: Sequence[_Tables], micro_batches: int) -> list[int] | None:
     best, chosen = np.inf, None
     bound = np.inf
     while True:
-        at_most = bound
-        found = _split(_each(tables, lambda t: np.where(t.seconds <= at_most, t.path, np.inf)), combine=np.add)
+        found = _split(_paths_within(tables, bound), combine=np.add)
         if found is None:
             break
         slowest = _slowest(tables, found[1])

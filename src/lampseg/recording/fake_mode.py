@@ -5,7 +5,7 @@ a dry run makes thousands of calls, most of them alike.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,9 +52,9 @@ class DryMode(FakeTensorMode):
     argument, arguments that were written. Anything else goes to PyTorch every time.
     """
 
-    _recipes: dict[Hashable, _Recipe | None] = {}
-    _suited: dict[Any, bool] = {}
-    dispatched = 0
+    _recipes: ClassVar[dict[Hashable, _Recipe | None]] = {}
+    _suited: ClassVar[dict[Any, bool]] = {}
+    dispatched: ClassVar[int] = 0
     """Calls in this process that were left to PyTorch's mode."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class DryMode(FakeTensorMode):
         )
 
     def _made(self, recipe: _Recipe, args: Sequence[Any]) -> Any:
-        made = []
+        made: list[Any] = []
         for result in recipe.results:
             if result is None:
                 made.append(None)

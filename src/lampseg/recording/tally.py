@@ -15,6 +15,7 @@ from lampseg.recording.kernel_kinds import kernel_of
 from lampseg.recording.kernels import tensors_of
 from lampseg.recording.live import LiveBytes
 
+
 @dataclass(frozen=True)
 class Tally:
     """What a forward and its backward take."""

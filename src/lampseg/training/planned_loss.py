@@ -30,7 +30,9 @@ def planned_loss(config: LossConfig, *, classes: int, padded: bool = False) -> M
         target = placed(torch.empty((shape[0], *shape[2:]), dtype=torch.int64, device=device))
         annotated = torch.empty((shape[0], classes), dtype=torch.bool, device=device)
         valid = placed(torch.empty(target.shape, dtype=torch.bool, device=device)) if padded else None
-        return mini_batch_loss(supervised_loss(_among_fakes(hybrid, logits), output, target, annotated, valid), batch=shape[0])
+        return mini_batch_loss(
+            supervised_loss(_among_fakes(hybrid, logits), output, target, annotated, valid), batch=shape[0]
+        )
 
     return loss
 
