@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from lampseg.errors import PartlyDone, UserError
+from lampseg.light import uncollected
 from lampseg.verbs import Verb
 from lampseg.version import __version__
 
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return_unknown_args=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    from lampseg.parallel.launch import WorkerError, is_worker, run_worker
+    with uncollected():  # this loads PyTorch
+        from lampseg.parallel.launch import WorkerError, is_worker, run_worker
 
     console = Console(stderr=True)
     try:

@@ -213,3 +213,17 @@ def test_several_stages_are_made_to_fit_by_recompute() -> None:
     assert any(count for count in counts), counts
     fixed = Regime(4, (4, 3, 2, 1), ("none",) * 4)
     assert solve_several(costs, schedule="v", devices=2, stages=4, regime=fixed, memory=(200.0, 200.0)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("mode", [None, "none", "all"])
+def test_no_split_needs_less_than_the_least_peak(seed: int, mode: Recompute | None) -> None:
+    costs = Tables(6, seed)
+    for stages in (1, 2, 3, 6):
+        regime = Regime(1, (1,) * stages, None if mode is None else (mode,) * stages)
+        least = costs.least_peak(regime)
+        assert all(max(split.peaks) >= least for split in all_splits(costs, stages, regime, None))
+    alone = Regime(1, (1,), None if mode is None else (mode,))
+    assert costs.least_peak(alone) >= min(
+        float(costs.peak_bytes(alone, held=1, again=a)[0, 1:].min()) for a in (False, True)
+    )

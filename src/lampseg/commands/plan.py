@@ -4,19 +4,20 @@ import math
 from dataclasses import replace
 
 from lampseg.config import Config
-from lampseg.data import check_channels, dataset_of, split_training
-from lampseg.data.headers import largest_shape
 from lampseg.errors import UserError
+from lampseg.light import uncollected, uncompiled
 from lampseg.networks import build_network, network_sizes, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices, largest_patch
-from lampseg.training.job import check_patch, patches_of
+from lampseg.training.patches import check_patch, patches_of
 from lampseg.training.plans import Size, Subject, hardware_of, in_slabs_if_asked
 from lampseg.units import parse_bytes
 
 
+@uncollected()
+@uncompiled()
 def subject_of(
     config: Config, *, shape: Size | None = None, classes: int | None = None, channels: int | None = None
 ) -> Subject:
@@ -36,6 +37,9 @@ def subject_of(
     if classes is not None and classes < 2:
         raise UserError(f"--classes: {classes} is too few; count the background, so give 2 or more")
     if shape is None or classes is None:
+        from lampseg.data import check_channels, dataset_of, split_training
+        from lampseg.data.headers import largest_shape
+
         dataset = dataset_of(config.data)
         classes = classes or len(dataset.classes)
         channels = channels or len(dataset.channels)
@@ -56,6 +60,8 @@ def subject_of(
     return Subject(config, network, classes, stride, (x, y, z), devices, hardware, inputs, padded)
 
 
+@uncollected()
+@uncompiled()
 def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     """The largest patch of the last curriculum stage's batch that fits, and its plan.
 
@@ -74,6 +80,8 @@ def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     return found
 
 
+@uncollected()
+@uncompiled()
 def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
     """The fewest devices of so much memory each on which the last curriculum stage fits.
 

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lampseg.parallel.state import owners_of
 from lampseg.partition.placement import Placement
+from lampseg.recording.fake_mode import DryMode
 from lampseg.recording.record import restored
 
 
@@ -62,4 +63,4 @@ class FakeState:
 def fake_state(network: nn.Module) -> Iterator[FakeState]:
     """Within, the network may hold fake tensors; afterwards it is as it was."""
     with restored(network):
-        yield FakeState(network, FakeTensorMode(allow_non_fake_inputs=True))
+        yield FakeState(network, DryMode())

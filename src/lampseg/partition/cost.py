@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from lampseg.recording.kernel import Kernel
 from lampseg.recording.tally import Tally
 
 Table = NDArray[np.float64]
+At = tuple[int, int] | EllipsisType
+"""A stage, as (first position, position after the last); ...: all."""
 
 
 @dataclass(frozen=True)
@@ -123,27 +126,44 @@ class IntervalCosts:
                     previous = at
         return np.asarray(np.cumsum(table, axis=1))
 
-    def seconds(self, *, again: bool) -> Table:
+    # Of all stages, or with `at` of one: the tables of a large network are too many numbers to ask for one of them.
+
+    def seconds(self, *, again: bool, at: At = ...) -> Table:
         """Forward and backward of one micro-batch; `again`: with a second forward (recompute)."""
-        return np.asarray(self.forward * (2 if again else 1) + self.backward)
+        return np.asarray(self.forward[at] * (2 if again else 1) + self.backward[at])
 
-    def state_bytes(self, regime: Regime) -> Table:
+    def state_bytes(self, regime: Regime, *, at: At = ...) -> Table:
         """Parameters, buffers, gradients and optimizer state of a stage."""
-        return np.asarray(self.state + self.trainable * (1 + regime.optimizer_bytes_per_parameter_byte))
+        return np.asarray(self.state[at] + self.trainable[at] * (1 + regime.optimizer_bytes_per_parameter_byte))
 
-    def kept_bytes(self, *, held: int, again: bool) -> Table:
+    def kept_bytes(self, *, held: int, again: bool, at: At = ...) -> Table:
         """What a stage keeps of the micro-batches in flight while it does not run."""
-        return np.asarray(held * (self.received if again else self.saved))
+        return np.asarray(held * (self.received if again else self.saved)[at])
 
-    def active_bytes(self, *, held: int, again: bool) -> Table:
+    def active_bytes(self, *, held: int, again: bool, at: At = ...) -> Table:
         """What a stage has at most, beside its state, while it runs: one micro-batch walks through it."""
-        kept = self.kept_bytes(held=held if again else held - 1, again=again)
-        return np.asarray(kept + self.walk + self.received)
+        kept = self.kept_bytes(held=held if again else held - 1, again=again, at=at)
+        return np.asarray(kept + self.walk[at] + self.received[at])
 
-    def peak_bytes(self, regime: Regime, *, held: int, again: bool) -> Table:
+    def peak_bytes(self, regime: Regime, *, held: int, again: bool, at: At = ...) -> Table:
         """Peak memory of a stage that has a device to itself: the formula of docs/concepts/planning.md."""
-        active = self.active_bytes(held=held, again=again)
-        return np.asarray(self.state_bytes(regime) + active + self.workspace)
+        active = self.active_bytes(held=held, again=again, at=at)
+        return np.asarray(self.state_bytes(regime, at=at) + active + self.workspace[at])
+
+    def least_peak(self, regime: Regime) -> float:
+        """No split into stages does with less on every device: what the neediest position needs in its leanest stage.
+
+        Args:
+            regime: `held` does not matter: one micro-batch is in flight at least.
+        """
+        given = None if regime.recompute is None else {mode != "none" for mode in regime.recompute}
+        ways = [self.peak_bytes(regime, held=1, again=again) for again in (False, True) if given in (None, {again})]
+        peak = np.minimum.reduce(ways) if ways else np.zeros_like(self.walk)
+        peak[np.arange(self.count)[:, None] >= np.arange(self.count + 1)[None, :]] = np.inf
+        # [p, p + 1]: the least over the stages that begin at p or before and end after it
+        least = np.minimum.accumulate(peak, axis=0)
+        least = np.minimum.accumulate(least[:, ::-1], axis=1)[:, ::-1]
+        return float(np.diagonal(least, 1).max())
 
     def position(self, operation: int) -> int:
         """The position from which a stage that begins at an operation is costed (hand-made cuts lie between two)."""

@@ -41,7 +41,8 @@ def largest_patch(
     """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
 
     Patches are cubes, cut off at the volume where it is smaller; the whole volume is the largest. All edges are
-    multiples of the network's stride. More voxels are taken to need more memory, so the size is found by bisection.
+    multiples of the network's stride. More voxels are taken to need more memory. Each size is recorded anew, so few are
+    tried: what does not fit says how much of it would, and from one that fits the steps up double.
 
     Args:
         stride: total stride of the network, for each axis.
@@ -57,19 +58,34 @@ def largest_patch(
     edges = [*range(step, max(whole), step), max(whole)]
     best: tuple[tuple[int, ...], Plan] | None = None
     low, middle, high = 0, len(edges) - 1, len(edges) - 1  # the whole volume is tried first
+    stride_up = 1
     while low <= high:
         size = patch(edges[middle])
         try:
             found = solve(replace(problem, size=size))
         except UserError:  # too small: nothing is left at the network's deepest level
             low = middle + 1
-        else:
-            if found.fits:
-                best, low = (size, found.plan), middle + 1
-            else:
-                high = middle - 1
-        middle = (low + high) // 2
+            middle = (low + high) // 2
+            continue
+        if found.fits:
+            best, low = (size, found.plan), middle + 1
+            middle, stride_up = min(high, middle + stride_up), 2 * stride_up
+            continue
+        high = middle - 1
+        enough = math.prod(size) * _share(found.plan)
+        guess = sum(1 for edge in edges[: high + 1] if math.prod(patch(edge)) <= enough) - 1
+        middle = max(low, guess if best is None else (low + high) // 2)
     return best
+
+
+def _share(plan: Plan) -> float:
+    """What part of its voxels fits a plan that does not, roughly: all but the network's state grows with them."""
+    shares = [1.0]
+    for load in plan.devices:
+        fixed = load.library_bytes + load.parameter_bytes + load.gradient_bytes + load.optimizer_bytes
+        if load.memory_bytes is not None and load.peak_bytes > fixed:
+            shares.append((load.memory_bytes - fixed) / (load.peak_bytes - fixed))
+    return max(0.0, min(shares))
 
 
 def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = None, unit: int = 1) -> Plan | None:
@@ -82,7 +98,12 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
         solve: finds a plan that is none of stages, such as one of slabs.
         unit: devices come in multiples of it.
     """
-    costs = problem.costed(problem.counts()[-1]).costs
+    model = problem.costed(problem.counts()[-1])
+    costs = model.costs
+    modes = None if problem.recompute is None else (problem.recompute,)
+    alone = model.regime(micro_batches=1, held=(1,), recompute=modes)
+    # What no number of devices does for: rehearsed, plans may need less than they are estimated to.
+    hopeless = costs.least_peak(alone) + model.hardware.reserve_bytes > memory / problem.margin
 
     def fitting(units: int) -> Plan | None:
         devices = units * unit
@@ -92,6 +113,8 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
             except UserError:  # so many can't share a volume
                 return None
             return found.plan if found.fits else None
+        if problem.rehearse is None and hopeless:
+            return None
         for schedule in ("1f1b", "interleaved") if problem.schedule is None else (problem.schedule,):
             if (2 if schedule in ("v", "interleaved") else 1) * devices <= costs.count:
                 asked = replace(problem, devices=devices, memory=(memory,) * devices, replicas=1, schedule=schedule)

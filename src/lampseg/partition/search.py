@@ -145,7 +145,7 @@ def _ways(devices: int, options: Options) -> Iterable[Way]:
 
 def _bound(model: CostedNetwork, way: Way) -> float:
     """Seconds that a step takes at least."""
-    return way.share * float(model.costs.seconds(again=False)[0, -1]) / way.devices
+    return way.share * float(model.costs.seconds(again=False, at=(0, -1))) / way.devices
 
 
 def _memory_of(way: Way, memory: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -116,8 +116,7 @@ def _made_to_fit(
     places = [device_of(schedule, stage, stages=stages, devices=devices) for stage in range(stages)]
 
     def needs(stage: int, mode: Recompute) -> float:
-        peak = costs.peak_bytes(regime, held=regime.held[stage], again=mode != "none")
-        return float(peak[spans[stage]])
+        return float(costs.peak_bytes(regime, held=regime.held[stage], again=mode != "none", at=spans[stage]))
 
     for device in range(devices):
         mine = [stage for stage in range(stages) if places[stage] == device]
@@ -142,9 +141,9 @@ def device_peak(
     state, kept, active = 0.0, {}, {}
     for stage in mine:
         held, again, span = regime.held[stage], modes[stage] != "none", spans[stage]
-        state += float(costs.state_bytes(regime)[span])
-        kept[stage] = float(costs.kept_bytes(held=held, again=again)[span])
-        active[stage] = float(costs.active_bytes(held=held, again=again)[span])
+        state += float(costs.state_bytes(regime, at=span))
+        kept[stage] = float(costs.kept_bytes(held=held, again=again, at=span))
+        active[stage] = float(costs.active_bytes(held=held, again=again, at=span))
     return state + max(active[stage] - kept[stage] for stage in mine) + sum(kept.values())
 
 

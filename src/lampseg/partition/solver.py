@@ -65,20 +65,21 @@ def solve(
     """
     if stages > costs.count:
         return None
-    tables = [_stage_tables(costs, regime, stage, memory) for stage in range(stages)]
-    fastest = _fastest([t.seconds for t in tables], [t.path for t in tables], regime.micro_batches)
+    tables = _tables(costs, regime, stages, memory)
+    fastest = _fastest(tables, regime.micro_batches)
     if fastest is None:
         return None
-    bound = _slowest([t.seconds for t in tables], fastest) * (1 + slack)
+    bound = _slowest(tables, fastest) * (1 + slack)
     total = sum(t.path[span] for t, span in zip(tables, _spans(fastest, costs.count)))
     total *= 1 + (slack if regime.micro_batches > 1 else ONE_MICRO_BATCH_SLACK)
-    fast = (
-        [t.seconds <= bound for t in tables] if regime.micro_batches > 1 else [np.isfinite(t.seconds) for t in tables]
-    )
-    leanest = _split([np.where(ok, t.peak, np.inf) for ok, t in zip(fast, tables)], combine=np.maximum)
+    limit = bound if regime.micro_batches > 1 else np.finfo(float).max
+    leanest = _split(_each(tables, lambda t: np.where(t.seconds <= limit, t.peak, np.inf)), combine=np.maximum)
     assert leanest is not None
-    lean = [ok & (t.peak <= leanest[0] * (1 + slack)) for ok, t in zip(fast, tables)]
-    sends = _split([np.where(ok, costs.received, np.inf) for ok in lean], combine=np.add)
+    most = leanest[0] * (1 + slack)
+    received = costs.received
+    sends = _split(
+        _each(tables, lambda t: np.where((t.seconds <= limit) & (t.peak <= most), received, np.inf)), combine=np.add
+    )
     assert sends is not None
     chosen = sends[1]
     if sum(t.path[span] for t, span in zip(tables, _spans(chosen, costs.count))) > total:
@@ -89,34 +90,65 @@ def solve(
     return Cut(tuple(chosen), modes)
 
 
-def _stage_tables(costs: IntervalCosts, regime: Regime, stage: int, memory: Sequence[float] | None) -> _Tables:
-    ways = {again: costs.peak_bytes(regime, held=regime.held[stage], again=again) for again in (False, True)}
-    limit = np.inf if memory is None else memory[stage]
-    if regime.recompute is None:
-        again = ways[False] > limit
+def _tables(costs: IntervalCosts, regime: Regime, stages: int, memory: Sequence[float] | None) -> list[_Tables]:
+    """Of every stage; stages that are alike share one."""
+    made: dict[tuple[object, ...], _Tables] = {}
+    found = []
+    for stage in range(stages):
+        limit = np.inf if memory is None else memory[stage]
+        again = None if regime.recompute is None else regime.recompute[stage] != "none"
+        # The last stage puts off its forward to the backward: it runs once in either way.
+        last = stage == len(regime.held) - 1
+        key = (regime.held[stage], again, limit, last)
+        if key not in made:
+            made[key] = _stage_tables(costs, regime, held=regime.held[stage], again=again, limit=limit, last=last)
+        found.append(made[key])
+    return found
+
+
+def _stage_tables(
+    costs: IntervalCosts, regime: Regime, *, held: int, again: bool | None, limit: float, last: bool
+) -> _Tables:
+    """Args:
+    again: whether the forward runs again; None: where the memory needs it.
+    """
+    if again is None:
+        once = costs.peak_bytes(regime, held=held, again=False)
+        runs_again = once > limit
+        peak = np.where(runs_again, costs.peak_bytes(regime, held=held, again=True), once)
     else:
-        again = np.full(ways[False].shape, regime.recompute[stage] != "none")
-    peak = np.where(again, ways[True], ways[False])
-    # The last stage puts off its forward to the backward: it runs once in either way.
-    twice = again & (stage < len(regime.held) - 1)
-    seconds = np.where(twice, costs.seconds(again=True), costs.seconds(again=False))
+        peak = costs.peak_bytes(regime, held=held, again=again)
+        runs_again = np.full(peak.shape, again)
+    seconds = costs.seconds(again=False)
+    if not last and runs_again.any():
+        seconds = np.where(runs_again, costs.seconds(again=True), seconds)
     seconds = np.where(peak <= limit, seconds, np.inf)
-    return _Tables(seconds, seconds + 2 * costs.transfer, peak, again)
+    return _Tables(seconds, seconds + 2 * costs.transfer, peak, runs_again)
 
 
-def _fastest(seconds: Sequence[Table], paths: Sequence[Table], micro_batches: int) -> list[int] | None:
+def _each(tables: Sequence[_Tables], make: Callable[[_Tables], Table]) -> list[Table]:
+    """Of every stage what `make` makes of its tables; the same object for stages that share them."""
+    made = {id(t): t for t in tables}
+    results = {key: make(t) for key, t in made.items()}
+    return [results[id(t)] for t in tables]
+
+
+def _paths_within(tables: Sequence[_Tables], bound: float) -> list[Table]:
+    return _each(tables, lambda t: np.where(t.seconds <= bound, t.path, np.inf))
+
+
+def _fastest(tables: Sequence[_Tables], micro_batches: int) -> list[int] | None:
     """The cuts of the smallest (n - 1) x slowest + sum of paths."""
-    least = _split(seconds, combine=np.maximum)
+    least = _split([t.seconds for t in tables], combine=np.maximum)
     if least is None:
         return None
     best, chosen = np.inf, None
     bound = np.inf
     while True:
-        allowed = [np.where(table <= bound, path, np.inf) for table, path in zip(seconds, paths)]
-        found = _split(allowed, combine=np.add)
+        found = _split(_paths_within(tables, bound), combine=np.add)
         if found is None:
             break
-        slowest = _slowest(seconds, found[1])
+        slowest = _slowest(tables, found[1])
         value = (micro_batches - 1) * slowest + found[0]
         if value < best:
             best, chosen = value, found[1]
@@ -132,8 +164,8 @@ def _spans(cuts: Sequence[int], count: int) -> list[tuple[int, int]]:
     return list(zip((0, *cuts), (*cuts, count)))
 
 
-def _slowest(seconds: Sequence[Table], cuts: Sequence[int]) -> float:
-    return max(float(table[span]) for table, span in zip(seconds, _spans(cuts, seconds[0].shape[0])))
+def _slowest(tables: Sequence[_Tables], cuts: Sequence[int]) -> float:
+    return max(float(t.seconds[span]) for t, span in zip(tables, _spans(cuts, tables[0].seconds.shape[0])))
 
 
 def _split(tables: Sequence[Table], *, combine: Callable[[Table, Table], Table]) -> tuple[float, list[int]] | None:
@@ -145,13 +177,17 @@ def _split(tables: Sequence[Table], *, combine: Callable[[Table, Table], Table])
     best = tables[0][0, :].copy()  # best[j]: the stages so far hold positions 0..j-1
     best[0] = np.inf
     choices: list[NDArray[np.intp]] = []
-    empty = np.arange(count)[:, None] >= np.arange(count + 1)[None, :]
+    empty = np.arange(count)[None, :] >= np.arange(count + 1)[:, None]
+    turned: dict[int, Table] = {}  # [j, i], so that the least over i lies together
+    ends = np.arange(count + 1)
     for table in tables[1:]:
-        # combined[i, j]: the stages before end at i, this one holds i..j-1
-        combined = combine(best[:count, None], np.where(np.isfinite(best[:count, None]), table, np.inf))
-        combined[empty] = np.inf
-        choices.append(np.argmin(combined, axis=0))
-        best = np.min(combined, axis=0)
+        if id(table) not in turned:
+            turned[id(table)] = np.where(empty, np.inf, table.T)
+        # combined[j, i]: the stages before end at i, this one holds i..j-1
+        combined = combine(turned[id(table)], best[None, :count])
+        choice = np.argmin(combined, axis=1)
+        choices.append(choice)
+        best = combined[ends, choice]
     if not np.isfinite(best[count]):
         return None
     cuts: list[int] = []

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lampseg.recording.fake_mode import DEVICE, fake_device
 from lampseg.recording.graph import Graph
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
@@ -24,7 +25,6 @@ from lampseg.recording.kernels import tensors_of
 from lampseg.recording.live import LiveBytes
 from lampseg.recording.recorder import Recorder, Refused, function_name
 
-_DEVICE = torch.ops.prim.device.default
 _GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 _next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr  # type: ignore[attr-defined]
 
@@ -217,9 +217,10 @@ class _Forward(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
+            if func is DEVICE:
+                return fake_device(args[0]) or func(*args, **kwargs)
             out = func(*args, **kwargs)
-            if func is not _DEVICE:
-                self.live.note(func, tensors_of(args, kwargs), tensors_of((out,), {}))
+            self.live.note(func, tensors_of(args, kwargs), tensors_of((out,), {}))
         return out
 
 
@@ -232,7 +233,9 @@ class _Backward(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _DEVICE or torch._C._current_autograd_node() is None:
+        if func is DEVICE:
+            return fake_device(args[0]) or func(*args, **kwargs)
+        if torch._C._current_autograd_node() is None:
             return func(*args, **kwargs)
         second = self.second
         second.live.settle()

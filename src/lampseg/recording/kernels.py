@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lampseg.recording.fake_mode import DEVICE, fake_device
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
-
-_DEVICE = torch.ops.prim.device.default
 
 
 class Kernels(TorchDispatchMode):
@@ -31,8 +30,8 @@ class Kernels(TorchDispatchMode):
         kwargs = kwargs or {}
         # Fake tensors are Python code: what it calls are no operations of the network.
         with torch._C.DisableTorchFunction():
-            if func is _DEVICE:  # every kernel asks a fake tensor for it, several times
-                return func(*args, **kwargs)
+            if func is DEVICE:
+                return fake_device(args[0]) or func(*args, **kwargs)
             given = tensors_of(args, kwargs)
             self.on_kernel(str(func), given)
             out = func(*args, **kwargs)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lampseg.recording.fake_mode import DEVICE, fake_device
 from lampseg.recording.kernels import tensors_of
 
-_DEVICE = torch.ops.prim.device.default
 _ADD = torch.ops.aten.add.Tensor
 
 
@@ -77,8 +77,8 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _DEVICE:
-            return func(*args, **kwargs)
+        if func is DEVICE:
+            return fake_device(args[0]) or func(*args, **kwargs)
         self.settle()
         out = func(*args, **kwargs)
         self.note(func, tensors_of(args, kwargs), tensors_of((out,), {}))

@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
 )
 from torch.utils._pytree import tree_flatten, tree_leaves
 
@@ -24,6 +23,7 @@ from lampseg.errors import UserError
 from lampseg.recording.around import Around
 from lampseg.recording.backward import SecondPass, emptied_gradients, run_backward
 from lampseg.recording.custom_functions import visible_functions
+from lampseg.recording.fake_mode import DryMode
 from lampseg.recording.graph import Graph
 from lampseg.recording.recorder import Recorder, Refused
 
@@ -120,7 +120,7 @@ class _How:
 
 
 def _record_once(network: nn.Module, how: _How) -> tuple[Graph, Recorder]:
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake_mode = DryMode()
     recorder = Recorder(network, fake_mode=fake_mode, device=how.device, around=how.around)
     with fake_mode:
         x = how.input()

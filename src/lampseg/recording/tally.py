@@ -9,12 +9,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lampseg.recording.fake_mode import DEVICE, DryMode, fake_device
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
 from lampseg.recording.kernels import tensors_of
 from lampseg.recording.live import LiveBytes
-
-_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def tally(
     """
     live = LiveBytes()
     forward, backward = _Listing(live, backward=False), _Listing(live, backward=True)
-    with mode or FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+    with mode or DryMode(), torch.enable_grad():
         with forward:
             inputs = make()
             result = run(inputs)
@@ -69,8 +68,8 @@ class _Listing(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _DEVICE:
-            return func(*args, **kwargs)
+        if func is DEVICE:
+            return fake_device(args[0]) or func(*args, **kwargs)
         self.live.settle()
         out = func(*args, **kwargs)
         given, made = tensors_of(args, kwargs), tensors_of((out,), {})

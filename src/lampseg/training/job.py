@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lampseg.config import Config, StageConfig
+from lampseg.config import Config
 from lampseg.data import Dataset, PreparedCase, Sampler, check_channels, dataset_of, prepare, split_training
 from lampseg.data.augmentation import check_sides, side_pairs
 from lampseg.errors import UserError
 from lampseg.networks import build_network, network_sizes
 from lampseg.training.class_weights import adaptive_class_weights, unseen_classes
+from lampseg.training.patches import check_patch, patches_of
 
 
 @dataclass(frozen=True)
@@ -126,45 +127,6 @@ def prepare_job(config: Config, *, cache: Path, on_case: Callable[[str], None] |
         check_patch(stage, index=index, stride=stride, window=window)
         job.sampler(index)  # refuses a patch larger than every volume
     return job
-
-
-def patches_of(config: Config) -> list[tuple[int, int, int]]:
-    """The sizes of the curriculum's patches, without `whole`."""
-    return [stage.size for stage in config.curriculum if stage.size is not None]
-
-
-def check_patch(
-    stage: StageConfig,
-    *,
-    index: int,
-    stride: tuple[int, int, int],
-    window: tuple[int, int, int] | None = None,
-    largest: tuple[int, int, int] | None = None,
-) -> None:
-    """Raises UserError unless the patch is a multiple of the network's total stride.
-
-    Args:
-        window: the only size that the network takes, if it takes no other.
-        largest: per axis the size of the largest volume, if known: the patch must not exceed it.
-    """
-    if window is not None and stage.size != window:
-        raise UserError(
-            f"curriculum.{index}.patch: {stage.patch} is not possible, the network only takes volumes of "
-            f"{list(window)} voxels: give every stage this patch (whole volumes are segmented in windows of it)"
-        )
-    if stage.size is None:
-        return
-    if largest is not None and any(size > most for size, most in zip(stage.size, largest)):
-        raise UserError(
-            f"curriculum.{index}.patch: {list(stage.size)} is larger than every volume (at most {list(largest)} "
-            "voxels); choose a smaller patch, `whole`, or a finer data.spacing"
-        )
-    if any(size % step for size, step in zip(stage.size, stride)):
-        fitting = [max(step, round(size / step) * step) for size, step in zip(stage.size, stride)]
-        raise UserError(
-            f"curriculum.{index}.patch: {list(stage.size)} is not a multiple of the network's total stride "
-            f"{list(stride)}: use for instance {fitting}"
-        )
 
 
 def largest_volume(job: Job) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from torch import nn
 from lampseg.config import Config, StageConfig
 from lampseg.errors import UserError
 from lampseg.hardware.device import Hardware, hardware_for
+from lampseg.light import uncollected, uncompiled
 from lampseg.parallel.devices import Devices
 from lampseg.parallel.rehearsal import rehearse
 from lampseg.parallel.spatial.forecast import slab_plan
@@ -88,6 +89,8 @@ def hardware_of(config: Config, devices: Devices) -> Hardware:
     return hardware_for(kind=devices.kind, name=name, processes=devices.count)
 
 
+@uncollected()
+@uncompiled()
 def make_plans(
     subject: Subject,
     *,
@@ -271,6 +274,8 @@ def _any_mixture(subject: Subject, problem: Problem, *, on_way: Callable[[], Non
     return best
 
 
+@uncollected()
+@uncompiled()
 def plans_given(
     subject: Subject, given: Sequence[Plan], *, source: str, smallest: Size | None = None
 ) -> tuple[Plan, ...]:

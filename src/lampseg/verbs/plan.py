@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from lampseg.errors import UserError
+from lampseg.light import uncollected
 from lampseg.verbs.options import with_devices
 
 
@@ -38,6 +39,10 @@ class Plan:
     """Instead: the fewest devices of so much memory each (such as 16GiB) on which the last curriculum stage fits."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        with uncollected():
+            self._run(overrides)
+
+    def _run(self, overrides: dict[str, str]) -> None:
         from lampseg.commands.plan import plan_fewest_devices, plan_largest_patch, subject_of
         from lampseg.config import load_config
         from lampseg.partition import Plan as PlanValue

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 Triple = tuple[int, int, int]
 Array = npt.NDArray[np.float64]
@@ -54,6 +53,8 @@ class Elastic:
 
 @functools.lru_cache(maxsize=8)  # image, label and mask of one box ask for it
 def _lattice(sigma: float, magnitude: float, seed: tuple[int, ...], size: Triple) -> Array:
+    from scipy import ndimage  # here: importing takes a third of a second
+
     step = sigma / _PER_SIGMA
     shape = (3, *(math.ceil(length / step) + 2 * _MARGIN + 2 for length in size))
     noise = np.random.default_rng(seed).normal(scale=math.sqrt(1 / (3 * step**3)), size=shape)

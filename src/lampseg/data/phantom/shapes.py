@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
 
 Field = npt.NDArray[np.float32]
 """One value per voxel, (X, Y, Z)."""
@@ -125,6 +124,8 @@ class Posed:
     shift: Vector
 
     def distance(self, points: Points) -> Field:
+        from scipy.spatial.transform import Rotation
+
         turn = Rotation.from_euler("xyz", self.degrees, degrees=True).as_matrix().T / self.scale
         moved = _offset(points, tuple(np.add(self.pivot, self.shift)))
         local = np.tensordot(turn.astype(np.float32), moved, 1) + _column(self.pivot)

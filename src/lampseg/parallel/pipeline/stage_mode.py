@@ -187,7 +187,8 @@ class StageMode(TorchFunctionMode):
         return fill_slots(op.result, outputs)
 
     def _placeholder(self, value: Value) -> Tensor:
-        with torch._C.DisableTorchFunction():
+        # No mode need see it: nothing computes with it, and a rehearsal of many stages makes tens of thousands.
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             tensor = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device="meta")
         setattr(tensor, _LABEL, value)
         return tensor
