@@ -7,7 +7,6 @@ the bootstrap's over cases, p that of Wilcoxon's signed-rank test. Writes benchm
 """
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -37,12 +36,6 @@ def scores(out: Path, network: str, given: str) -> dict[str, float]:
             assert case.average is not None
             found.setdefault(case.case, []).append(100 * case.average)
     return {case: fmean(values) for case, values in found.items()}
-
-
-def seconds(out: Path, network: str, given: str) -> float:
-    """For one test image, the mean over the seeds."""
-    rounds = [json.loads(p.read_text())["rounds"] for p in out.glob(f"seed-*/{network}/{given}/seconds.json")]
-    return fmean(value for each in rounds for images in each for value in images[1:])
 
 
 def label(network: str) -> str:
@@ -82,11 +75,14 @@ def main() -> None:
         f"lampseg {__version__}, torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, "
         f"{time.strftime('%Y-%m-%d')}.",
         "",
-        "| network | " + " | ".join(f"{shown}: Dice, s" for shown in INPUTS.values()) + " |",
+        "Each input continues the training of the one before, as in the paper's curriculum: a larger input has also "
+        "seen more steps. Its share is told apart by `runs/curriculum_against_patches.py`, at equal numbers of steps.",
+        "",
+        "| network | " + " | ".join(f"{shown}: Dice" for shown in INPUTS.values()) + " |",
         "|---|" + "---|" * len(INPUTS),
     ]
     for network in networks:
-        cells = [f"{fmean(dice[network, g].values()):.1f} %, {seconds(out, network, g):.2f}" for g in INPUTS]
+        cells = [f"{fmean(dice[network, g].values()):.1f} %" for g in INPUTS]
         lines.append(f"| {label(network)} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -109,9 +105,10 @@ def answer(kind: str, comparisons: list[tuple[str, str, PairedTest]], adjusted: 
     mine = [(test, p) for (which, _, test), p in zip(comparisons, adjusted) if which == kind]
     up = sum((test.difference or 0) > 0 and p is not None and p < 0.05 for test, p in mine)
     down = sum((test.difference or 0) < 0 and p is not None and p < 0.05 for test, p in mine)
+    rest = len(mine) - up - down
     return (
-        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons and fell in {down}; the "
-        "others tell no difference."
+        f"- A larger {kind}: Dice rose significantly in {up} of {len(mine)} comparisons and fell in {down}"
+        f"{f'; the other {rest} tell no difference' if rest else ''}."
     )
 
 
