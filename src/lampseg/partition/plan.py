@@ -37,6 +37,8 @@ class Choices:
     slabs: tuple[int, ...] = (1, 1, 1)
     """Ranks along each spatial dimension that cut every volume between them and run the whole network on their slabs
     (spatial parallelism). All 1: none do."""
+    tile: int = 0
+    """Planes of the network's input in a tile, where one device runs the network tile by tile; 0: it does not."""
 
     @property
     def spatial(self) -> bool:
