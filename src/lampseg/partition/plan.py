@@ -100,6 +100,13 @@ class Choices:
                 f"plan: {self.sharing} slabs and {self.devices} devices with {self.stages} stages: a volume is cut "
                 "into slabs or the network into stages, not both; set choices.slabs to [1, 1, 1] or leave out the cuts"
             )
+        if not isinstance(self.tile, int) or isinstance(self.tile, bool) or self.tile < 0:
+            raise UserError(f"plan: choices.tile is {self.tile!r}; give the planes of a tile, or 0 for none")
+        if self.tile and (self.processes > 1 or self.stages > 1 or set(self.recompute) != {"none"}):
+            raise UserError(
+                f"plan: choices.tile is {self.tile}: tiles are for one device and one stage, which recompute within "
+                "them; set choices.tile to 0, or leave out the other devices, the cuts and recompute"
+            )
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
         if self.schedule not in SCHEDULES:
@@ -338,6 +345,8 @@ def describe_choices(choices: Choices) -> str:
         parts.append(_counted(choices.devices, "device"))
     if choices.stages != choices.devices:
         parts.append(f" ({choices.stages} stages)")
+    if choices.tile:
+        parts.append(f", tiles of {_counted(choices.tile, 'plane')}")
     if choices.devices > 1:
         parts.append(f", {choices.schedule}")
         if choices.limit is not None:

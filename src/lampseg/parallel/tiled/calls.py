@@ -1,5 +1,6 @@
 """From the noted calls of a unit's operations to one call of the unit, where all their arguments are known ones."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +95,11 @@ def _inputs(unit: Unit, calls: dict[int, Noted], first: Noted) -> list[Tensor]:
         rest = call.args[1:]
         dim = rest[0] if rest else call.kwargs.get("dim", call.kwargs.get("axis", 0))
         dims = len(call.value.shape)
-        if dim not in (1, 1 - dims) or not isinstance(call.input, list | tuple) or call.kwargs.keys() - {"dim", "tensors"}:
+        if (
+            dim not in (1, 1 - dims)
+            or not isinstance(call.input, list | tuple)
+            or call.kwargs.keys() - {"dim", "tensors"}
+        ):
             return []
         given = list(call.input)
     inputs = [x for x in given if isinstance(x, Tensor) and x.dim() > 2 and x.is_floating_point()]
@@ -104,8 +109,8 @@ def _inputs(unit: Unit, calls: dict[int, Noted], first: Noted) -> list[Tensor]:
 
 def _linked(noted: list[Noted]) -> bool:
     """Whether each call is given what the one before makes, and that as its first argument alone."""
-    for above, below in zip(noted, noted[1:]):
-        others = [leaf for leaf in tree_leaves((below.args[1:], {**below.kwargs, "input": None}))]
+    for above, below in itertools.pairwise(noted):
+        others = tree_leaves((below.args[1:], {**below.kwargs, "input": None}))
         if any(isinstance(leaf, Reference) for leaf in others):
             return False
         if not (isinstance(below.input, Reference) and below.input.value.id == above.value.id):

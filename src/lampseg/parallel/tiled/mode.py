@@ -1,14 +1,15 @@
 """Tiled mode: the unmodified network runs on one device, but each of its units as one function, tile by tile.
 
-An operation that begins or continues a unit computes nothing: its arguments are noted, and the network gets a placeholder
-of the recorded shape on the meta device. The unit's last operation runs all of them (`unit`). A unit of which some
-argument turns out to be none that is known runs operation by operation, as it would without the mode; so does all that
-is in no unit. Every call is checked against the recording.
+An operation that begins or continues a unit computes nothing: its arguments are noted, and the network gets a
+placeholder of the recorded shape on the meta device. The unit's last operation runs all of them (`unit`). A unit of
+which some argument turns out to be none that is known runs operation by operation, as it would without the mode; so
+does all that is in no unit. Every call is checked against the recording.
 """
 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,12 +127,9 @@ class TiledMode(TorchFunctionMode):
         out: Any = None
         while noted:
             each = noted.pop(0)
-
-            def real(leaf: Any) -> Any:
-                return made[leaf.value.id] if isinstance(leaf, Reference) else leaf
-
-            out = self._run(each.op, each.func, tree_map(real, each.args), tree_map(real, each.kwargs))
-            made = {each.op.outputs[0].value.id: out}
+            args, kwargs = tree_map(partial(_found, made), (each.args, each.kwargs))
+            out = self._run(each.op, each.func, args, kwargs)
+            made = {each.value.id: out}
         assert isinstance(out, Tensor)
         return out
 
@@ -179,3 +177,8 @@ class TiledMode(TorchFunctionMode):
         if pending is None:
             return tensor.device
         return pending.value.device if pending.value.device.type == "cpu" else self._device
+
+
+def _found(made: Mapping[ValueId, Tensor], leaf: Any) -> Any:
+    """What a reference refers to."""
+    return made[leaf.value.id] if isinstance(leaf, Reference) else leaf

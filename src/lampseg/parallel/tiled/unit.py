@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lampseg.parallel.tiled.convolutions import Convolution
-from lampseg.parallel.tiled.norms import Norm, Rows, Statistics
+from lampseg.parallel.tiled.norms import Rows, Statistics
 from lampseg.parallel.tiled.planes import TILED, tiles
 from lampseg.parallel.tiled.steps import Backward, Constants, Step
 
@@ -68,6 +68,7 @@ class _Unit(Function):
             before = Constants(call.before, _statistics_before(call, inputs), *parameters[2:5])
         unit = _Tiles(call, parameters, inputs, before)
         out = torch.empty_strided(call.shape, call.stride, dtype=call.dtype, device=inputs[0].device)
+        rows: Rows | None
         if call.after is not None and call.after.live:
             rows = _statistics_after(call, unit, out)
             after = Constants(call.after, rows, *parameters[5:8])
@@ -128,9 +129,7 @@ class _Unit(Function):
 class _Tiles:
     """Makes parts of a unit again and again: a tile of the convolution's input and of its output."""
 
-    def __init__(
-        self, call: Call, parameters: Any, inputs: list[Tensor], before: Constants | None
-    ) -> None:
+    def __init__(self, call: Call, parameters: Any, inputs: list[Tensor], before: Constants | None) -> None:
         self.call, self.inputs, self.before = call, inputs, before
         self.weight = parameters[0].to(call.convolved)
         self.bias = None if parameters[1] is None else parameters[1].to(call.convolved)
