@@ -1,0 +1,309 @@
+"""Units: which operations make one, every kind of convolution, norm and activation in them, and what runs plainly."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lampseg.errors import GraphMismatchError
+from lampseg.parallel.tiled import TiledPasses, mode
+from lampseg.parallel.tiled.planes import Reach, thickness_of, tiles
+from lampseg.parallel.tiled.units import Unit, units_of
+
+SHAPE = (2, 3, 11, 6, 5)
+
+
+def passes_of(network: nn.Module, tile: int = 2) -> TiledPasses:
+    return TiledPasses(network, tile=tile, device=torch.device("cpu"), precision="float64")
+
+
+def results(network: nn.Module, forward: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> dict[str, Any]:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    output = forward(x)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (output * weights).sum().backward()
+    return {
+        "output": output.detach(),
+        "input": x.grad,
+        "gradients": {name: p.grad for name, p in network.named_parameters()},
+        "buffers": dict(network.named_buffers()),
+    }
+
+
+def check(network: nn.Module, *, shape: tuple[int, ...] = SHAPE, units: int = 1, plainly: int = 0) -> tuple[Unit, ...]:
+    """Tiles equal the whole, in train and in eval mode; `units` were found, of which `plainly` ran one by one."""
+    torch.manual_seed(5)
+    network = network.double()
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.5)
+    found: tuple[Unit, ...] = ()
+    for training in (True, False):
+        network.train(training)
+        tiled, whole = copy.deepcopy(network), copy.deepcopy(network)
+        passes = passes_of(tiled)
+        found = units_of(passes.graph(shape))
+        assert len(found) == units
+        with Plainly() as counted:
+            actual = results(tiled, passes.forward, shape)
+        assert counted.units == plainly
+        torch.testing.assert_close(actual, results(whole, whole, shape), rtol=1e-10, atol=1e-10)
+    return found
+
+
+class Plainly:
+    """Counts the units that run operation by operation."""
+
+    def __enter__(self) -> "Plainly":
+        self.units, self._real = 0, mode.call_of
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            found = self._real(*args, **kwargs)
+            self.units += found is None
+            return found
+
+        mode.call_of = counted  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        mode.call_of = self._real
+
+
+class Function(nn.Module):
+    """A function of the input and a module's children."""
+
+    def __init__(self, function: Callable[..., Tensor], **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+CONVOLUTIONS = {
+    "plain": nn.Conv3d(3, 4, 3, padding=1),
+    "no-padding": nn.Conv3d(3, 4, 3, bias=False),
+    "strided": nn.Conv3d(3, 4, 3, stride=2, padding=1),
+    "far-apart": nn.Conv3d(3, 4, 1, stride=3),
+    "dilated": nn.Conv3d(3, 4, (3, 3, 1), padding=(2, 1, 0), dilation=(2, 1, 1)),
+    "grouped": nn.Conv3d(3, 6, (5, 1, 3), padding=(2, 0, 1), groups=3),
+    "even": nn.Conv3d(3, 4, 2, padding=1),
+    "same": nn.Conv3d(3, 4, (3, 5, 1), padding="same"),
+    "valid": nn.Conv3d(3, 4, 3, padding="valid"),
+    "kernel-as-large": nn.Conv3d(3, 4, (11, 1, 1), padding=(5, 0, 0)),
+    "reflecting": nn.Conv3d(3, 4, 3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str) -> None:
+    convolution = copy.deepcopy(CONVOLUTIONS[name])
+    check(nn.Sequential(convolution, nn.InstanceNorm3d(convolution.out_channels, affine=True), nn.SiLU()))
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv3d(3, 4, (2, 3, 3), padding="same"), nn.Conv3d(3, 4, 1, padding=1)])
+def test_paddings_that_run_plainly(convolution: nn.Module) -> None:
+    """An even kernel with one plane more on one side, and outputs that see nothing but padding."""
+    check(nn.Sequential(convolution, nn.InstanceNorm3d(4)), plainly=1)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_other_dimensions(dims: int) -> None:
+    kinds = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d)}
+    convolution, norm = kinds[dims]
+    check(nn.Sequential(convolution(3, 4, 3, padding=1), norm(4), nn.ReLU()), shape=SHAPE[: 2 + dims])
+
+
+NORMS = {
+    "batch": nn.BatchNorm3d(6, momentum=0.3),
+    "batch-no-affine": nn.BatchNorm3d(6, affine=False),
+    "batch-no-statistics": nn.BatchNorm3d(6, track_running_stats=False),
+    "instance": nn.InstanceNorm3d(6),
+    "instance-statistics": nn.InstanceNorm3d(6, affine=True, track_running_stats=True, momentum=0.3),
+    "group": nn.GroupNorm(3, 6),
+    "group-no-affine": nn.GroupNorm(2, 6, affine=False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_after_and_before(name: str) -> None:
+    """A norm after a convolution, one between two, and one before a convolution that follows none."""
+    norm = NORMS[name]
+    check(nn.Sequential(nn.Conv3d(3, 6, 3, padding=1), copy.deepcopy(norm), nn.LeakyReLU(0.2)))
+    units = check(
+        nn.Sequential(
+            nn.Conv3d(3, 6, 3, padding=1), copy.deepcopy(norm), nn.LeakyReLU(0.2, inplace=True), nn.Conv3d(6, 2, 3)
+        )
+    )
+    assert units[0].norm_before is not None
+    assert units[0].norm_after is None
+    check(nn.Sequential(copy.deepcopy(norm), nn.PReLU(), nn.Conv3d(6, 2, 3, padding=1)), shape=(2, 6, 11, 6, 5))
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(0.3), nn.LeakyReLU(inplace=True), nn.PReLU(), nn.PReLU(4),
+    nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ELU(0.7), nn.ELU(inplace=True), nn.SELU(), nn.CELU(0.5),
+    nn.Mish(), nn.Hardswish(), nn.Hardtanh(-0.5, 0.7), nn.ReLU6(), nn.Softplus(2.0, 5.0), nn.Sigmoid(), nn.Tanh(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(activation: nn.Module) -> None:
+    activation = copy.deepcopy(activation)
+    check(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), activation))
+    check(
+        nn.Sequential(
+            nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4, affine=True), copy.deepcopy(activation), nn.Conv3d(4, 2, 3)
+        )
+    )
+
+
+def test_an_activation_without_a_norm() -> None:
+    """It is taken where its input would be kept, and left where its result is."""
+    check(nn.Sequential(nn.Conv3d(3, 4, 3), nn.SiLU()))
+    check(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()), units=0)
+
+
+def test_concatenation_is_part_of_the_unit() -> None:
+    network = Function(lambda self, x: self.conv(torch.cat([x, x.sin(), x], dim=1)), conv=nn.Conv3d(9, 4, 3, padding=1))
+    (unit,) = check(network)
+    assert unit.cat is not None
+    normed = Function(
+        lambda self, x: self.conv(F.silu(self.norm(torch.cat((x.cos(), x), dim=-4)))),
+        norm=nn.GroupNorm(2, 6),
+        conv=nn.Conv3d(6, 2, 3),
+    )
+    (unit,) = check(normed)
+    assert unit.cat is not None
+    assert unit.norm_before is not None
+
+
+def test_concatenation_along_another_dimension() -> None:
+    network = Function(
+        lambda self, x: self.norm(self.conv(torch.cat([x, x], dim=2))),
+        conv=nn.Conv3d(3, 4, 3),
+        norm=nn.InstanceNorm3d(4),
+    )
+    (unit,) = check(network)
+    assert unit.cat is None
+
+
+def test_both_a_norm_before_and_after() -> None:
+    """The first convolution's result is normed by the second's unit; what follows is read twice."""
+    network = Function(
+        lambda self, x: (lambda y: y + y.sin())(self.rest(x)),
+        rest=nn.Sequential(
+            nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.PReLU(4),
+            nn.Conv3d(4, 5, 3, padding=1, stride=2), nn.InstanceNorm3d(5, affine=True), nn.PReLU(),
+        ),
+    )  # fmt: skip
+    (unit,) = check(network)
+    assert unit.norm_before is not None
+    assert unit.norm_after is not None
+
+
+def test_what_several_read_is_kept() -> None:
+    """The norm's result goes on twice: the activation is not part of the unit."""
+    network = Function(
+        lambda self, x: (lambda y: F.relu(y) + y)(self.norm(self.conv(x))),
+        conv=nn.Conv3d(3, 4, 3),
+        norm=nn.InstanceNorm3d(4),
+    )
+    (unit,) = check(network)
+    assert unit.norm_after is not None
+    assert unit.activation_after is None
+    both = Function(
+        lambda self, x: (lambda y: self.norm(y) + y)(self.conv(x)), conv=nn.Conv3d(3, 4, 3), norm=nn.InstanceNorm3d(4)
+    )
+    check(both, units=0)
+
+
+def test_shared_modules() -> None:
+    """One convolution and one norm, three times; batch norm's statistics are updated as often."""
+    network = Function(
+        lambda self, x: self.block(self.block(self.block(x))).sin(),
+        block=nn.Sequential(nn.Conv3d(3, 3, 3, padding=1), nn.BatchNorm3d(3), nn.LeakyReLU()),
+    )
+    check(network, units=2)  # the first convolution is alone
+
+
+def test_a_write_to_an_input_between() -> None:
+    """The concatenation comes before the write, the convolution after it: they can't run together."""
+
+    def function(self: Any, x: Tensor) -> Tensor:
+        y = x.sin()
+        both = torch.cat([y, x], 1)
+        y.view(-1).mul_(2)
+        return self.norm(self.conv(both)) * y.sum()  # type: ignore[no-any-return]
+
+    (unit,) = check(Function(function, conv=nn.Conv3d(6, 4, 3), norm=nn.InstanceNorm3d(4)))
+    assert unit.cat is None
+
+
+def test_results_of_writes_are_found() -> None:
+    """The network goes on with the argument of an in-place activation, not with what it returned."""
+
+    def function(self: Any, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        F.leaky_relu_(y, 0.2)
+        return (y + 1).add_(y)  # type: ignore[no-any-return]
+
+    (unit,) = check(Function(function, conv=nn.Conv3d(3, 4, 3), norm=nn.InstanceNorm3d(4)))
+    assert unit.activation_after is not None
+
+
+def test_dropout_that_drops_nothing_is_passed() -> None:
+    network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4), nn.Dropout(0.0), nn.ReLU())
+    (unit,) = check(network)
+    assert unit.activation_after is not None
+
+
+def test_dropout_is_that_of_the_pipeline() -> None:
+    """Seeded by the operation: the same numbers with tiles of any thickness, others with another seed."""
+    network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4), nn.Dropout(0.5), nn.Conv3d(4, 2, 3)).double()
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    first, second = (passes_of(network, tile).forward(x, seed=3) for tile in (2, 5))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+    assert not torch.allclose(first, passes_of(network).forward(x, seed=4))
+
+
+def test_frozen_parameters_and_inputs_without_gradients() -> None:
+    network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4, affine=True), nn.PReLU(), nn.Conv3d(4, 2, 3))
+    network = network.double()
+    for frozen in ("0.weight", "1.bias", "3.weight"):
+        plain, tiled = copy.deepcopy(network), copy.deepcopy(network)
+        for each in (plain, tiled):
+            each.get_parameter(frozen).requires_grad_(False)
+        x = torch.randn(SHAPE, dtype=torch.float64)
+        plain(x).square().sum().backward()
+        passes_of(tiled).forward(x).square().sum().backward()
+        for a, b in zip(tiled.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_another_forward_is_noticed() -> None:
+    network = Function(lambda self, x: self.conv(x) * 2, conv=nn.Conv3d(3, 4, 3)).double()
+    passes = passes_of(network)
+    passes.graph(SHAPE)
+    network.function = lambda self, x: self.conv(x)
+    with pytest.raises(GraphMismatchError, match="made 1 calls, 2 were recorded"):
+        passes.forward(torch.zeros(SHAPE, dtype=torch.float64))
+    network.function = lambda self, x: self.conv(x).sin()
+    with pytest.raises(GraphMismatchError, match="call 1 of the network is `sin`, recorded was `mul`"):
+        passes.forward(torch.zeros(SHAPE, dtype=torch.float64))
+
+
+def test_planes_by_hand() -> None:
+    reach = Reach(kernel=3, stride=2, padding=1, dilation=2)
+    assert reach.outputs(11) == 5
+    assert reach.inputs(0, 2, 11) == (0, 6, 1, 0)
+    assert reach.inputs(4, 5, 11) == (7, 11, 0, 1)
+    assert list(tiles(7, 3)) == [(0, 3), (3, 6), (6, 7)]
+    assert thickness_of(4, whole=(64, 32, 16), size=(64, 32, 16)) == 4
+    assert thickness_of(4, whole=(64, 32, 16), size=(32, 16, 8)) == 16
+    assert thickness_of(1, whole=(8, 4), size=(16, 8)) == 1
