@@ -84,7 +84,7 @@ def test_every_thickness(tile: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["ours-instance", "ours-batch", "ours-se", "segresnet", "residualencoderunet"])
+@pytest.mark.parametrize("name", ["ours-instance", "ours-batch", "ours-se", "basicunet", "residualencoderunet"])
 def test_rounds_like_the_whole(name: str, precision: str) -> None:
     """As near to the whole in float64 as the whole in that precision is; and the same dtypes come out."""
     run = Run(name, "", shape=SHAPES[name], precision=precision)
