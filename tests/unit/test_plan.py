@@ -60,7 +60,7 @@ def test_names_of_the_fields(plan: Plan) -> None:
         "links", "step_seconds", "bubble", "alternatives", "version",
     }  # fmt: skip
     assert set(tree["choices"]) == {
-        "devices", "replicas", "micro_batches", "schedule", "cuts", "recompute", "limit", "slabs"
+        "devices", "replicas", "micro_batches", "schedule", "cuts", "recompute", "limit", "slabs", "tile",
     }  # fmt: skip
     assert tree["choices"]["cuts"] == [stage["first"] for stage in tree["stages"][1:]]
 

@@ -34,7 +34,8 @@ def in_tiles(problem: Problem, *, tile: int | Literal["auto"], roughly: bool = F
     found: list[Found] = []
     for plan in _plans(problem, tile=tile):
         found.append(Found(plan, fits=lack(plan, problem) <= 1))
-        if roughly or (len(found) >= TRIED and any(each.fits for each in found)):
+        enough = len(found) >= TRIED and any(each.fits for each in found)
+        if roughly or enough or _hopeless(plan, problem):
             break
     fitting = [each for each in found if each.fits]
     if not fitting:
@@ -76,6 +77,14 @@ def _plans(problem: Problem, *, tile: int | Literal["auto"]) -> Iterator[Plan]:
     for planes in thicknesses(problem.size[0]) if tile == "auto" else (tile,):
         choices = tile_choices(planes, micro_batches=count)
         yield tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
+
+
+def _hopeless(plan: Plan, problem: Problem) -> bool:
+    """Whether the plan does not fit, and thinner tiles would not either: they only need less beside what is kept."""
+    return any(
+        (load.peak_bytes - load.temporary_bytes) * problem.margin > (load.memory_bytes or float("inf"))
+        for load in plan.devices
+    )
 
 
 def lack(plan: Plan, problem: Problem) -> float:
