@@ -35,7 +35,12 @@ def results(network: nn.Module, forward: Callable[[Tensor], Tensor], shape: tupl
 
 
 def check(network: nn.Module, *, shape: tuple[int, ...] = SHAPE, units: int = 1, plainly: int = 0) -> tuple[Unit, ...]:
-    """Tiles equal the whole, in train and in eval mode; `units` were found, of which `plainly` ran one by one."""
+    """Tiles equal the whole, in train and in eval mode.
+
+    Args:
+        units: so many are found, besides convolutions alone.
+        plainly: so many of them run operation by operation.
+    """
     torch.manual_seed(5)
     network = network.double()
     for p in network.parameters():
@@ -45,7 +50,7 @@ def check(network: nn.Module, *, shape: tuple[int, ...] = SHAPE, units: int = 1,
         network.train(training)
         tiled, whole = copy.deepcopy(network), copy.deepcopy(network)
         passes = passes_of(tiled)
-        found = units_of(passes.graph(shape))
+        found = tuple(unit for unit in units_of(passes.graph(shape)) if len(unit.chain) > 1)
         assert len(found) == units
         with Plainly() as counted:
             actual = results(tiled, passes.forward, shape)
@@ -62,7 +67,7 @@ class Plainly:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             found = self._real(*args, **kwargs)
-            self.units += found is None
+            self.units += found is None and len(args[1]) > 1
             return found
 
         mode.call_of = counted  # type: ignore[assignment]
@@ -193,6 +198,32 @@ def test_concatenation_along_another_dimension() -> None:
     assert unit.cat is None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_convolution_is_part_of_the_next(bias: bool) -> None:
+    """Its zeros around the volume are those of its result: with a bias these differ."""
+    network = Function(
+        lambda self, x: self.norm(self.conv(self.mix(torch.cat([x, x.sin()], 1)))),
+        mix=nn.Conv3d(6, 8, 1, bias=bias),
+        conv=nn.Conv3d(8, 4, 3, padding=1, stride=2),
+        norm=nn.InstanceNorm3d(4, affine=True),
+    )
+    (unit,) = check(network)
+    assert unit.cat is not None
+    assert unit.pointwise is not None
+    frozen = Function(network.function, mix=network.mix, conv=network.conv, norm=network.norm)
+    frozen.conv.requires_grad_(False)
+    check(frozen)
+
+
+def test_not_every_convolution_of_kernel_1_is() -> None:
+    strided = nn.Sequential(nn.Conv3d(3, 4, 1, stride=2), nn.Conv3d(4, 4, 3, padding=1), nn.InstanceNorm3d(4))
+    (unit,) = check(strided)
+    assert unit.pointwise is None
+    padded = nn.Sequential(nn.Conv3d(3, 4, 1, padding=1), nn.Conv3d(4, 4, 3, padding=1), nn.InstanceNorm3d(4))
+    (unit,) = check(padded)
+    assert unit.pointwise is None
+
+
 def test_both_a_norm_before_and_after() -> None:
     """The first convolution's result is normed by the second's unit; what follows is read twice."""
     network = Function(
@@ -229,7 +260,7 @@ def test_shared_modules() -> None:
         lambda self, x: self.block(self.block(self.block(x))).sin(),
         block=nn.Sequential(nn.Conv3d(3, 3, 3, padding=1), nn.BatchNorm3d(3), nn.LeakyReLU()),
     )
-    check(network, units=2)  # the first convolution is alone
+    check(network, units=2)  # besides the first convolution
 
 
 def test_a_write_to_an_input_between() -> None:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lampseg.parallel.tiled.activations import Activation, activation_of
 from lampseg.parallel.tiled.convolutions import convolution_of
 from lampseg.parallel.tiled.norms import Norm, norm_of
-from lampseg.parallel.tiled.planes import thickness_of
+from lampseg.parallel.tiled.planes import TILED, thickness_of
 from lampseg.parallel.tiled.steps import Step
 from lampseg.parallel.tiled.unit import Call
 from lampseg.parallel.tiled.units import Unit
@@ -71,9 +71,19 @@ def call_of(unit: Unit, noted: list[Noted], *, whole: tuple[int, ...], tile: int
     if not inputs or found is None or before is None or after is None or not _linked(noted):
         return None
     out = noted[-1].value
+    pointwise = None
+    if unit.pointwise is not None:
+        first = calls[unit.pointwise]
+        pointwise = convolution_of(first.func, first.args, first.kwargs)
+        if pointwise is None or not pointwise.pointwise or first.value.dtype != convolution.value.dtype:
+            return None
     if torch.promote_types(out.dtype, convolution.value.dtype) != out.dtype or not out.dtype.is_floating_point:
         return None
+    thickness = thickness_of(tile, whole=whole, size=out.shape[2:])
+    if len(noted) == 1 and thickness >= out.shape[TILED]:
+        return None  # a convolution alone and in one piece
     call = Call(
+        pointwise=pointwise,
         before=before[0],
         convolution=found,
         after=after[0],
@@ -81,7 +91,7 @@ def call_of(unit: Unit, noted: list[Noted], *, whole: tuple[int, ...], tile: int
         shape=out.shape,
         stride=out.stride,
         dtype=out.dtype,
-        thickness=thickness_of(tile, whole=whole, size=out.shape[2:]),
+        thickness=thickness,
         thickness_before=thickness_of(tile, whole=whole, size=tuple(inputs[0].shape[2:])),
     )
     return Found(call, inputs, (before[1], after[1]))

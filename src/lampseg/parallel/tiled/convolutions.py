@@ -23,8 +23,13 @@ class Convolution:
     reach: Reach
     args: Arguments
     """Of the convolution of a tile, to whose planes the zeros around the volume have been added."""
-    padding: tuple[int, ...]
-    """Of the whole."""
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether an output depends on the voxel at its place alone."""
+        args = self.args
+        kernel, padding = self.weight.shape[2:], (self.reach.padding, *args.padding)
+        return set(kernel) == {1} and set(args.stride) == {1} and not any(padding)
 
 
 def convolution_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Convolution | None:
@@ -48,7 +53,7 @@ def convolution_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return None
     asked = Arguments(stride, around, dilation, False, (0,) * dims, groups)
     within = replace(asked, padding=(0, *around[1:]))
-    return Convolution(weight, bias, Reach(kernel[0], stride[0], around[0], dilation[0]), within, around)
+    return Convolution(weight, bias, Reach(kernel[0], stride[0], around[0], dilation[0]), within)
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 TILED = 2
 """The dimension that is cut: the first spatial one."""
 
@@ -44,3 +47,14 @@ def thickness_of(tile: int, *, whole: Sequence[int], size: Sequence[int]) -> int
         size: spatial size of the tensor.
     """
     return max(1, tile * math.prod(whole[1:]) // max(1, math.prod(size[1:])))
+
+
+def planes_of(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """Some planes, a view."""
+    return tensor.narrow(TILED, begin, end - begin)
+
+
+def joined(inputs: Sequence[Tensor], begin: int, end: int) -> Tensor:
+    """Planes of the concatenation along the channels; of a single tensor, a view."""
+    parts = [planes_of(x, begin, end) for x in inputs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

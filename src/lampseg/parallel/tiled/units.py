@@ -1,14 +1,16 @@
 """Units: which operations of a recorded network run together, tile by tile, so that nothing between them is kept.
 
     inputs -> [concatenation ->] [norm -> [activation ->]] convolution [-> norm] [-> activation] -> output
+    inputs -> [concatenation ->] [convolution of kernel 1 ->] convolution [-> norm] [-> activation] -> output
 
 Every value within is read by the next operation of the unit alone. A norm between two convolutions goes to the second:
 its values are then made anew in the backward without a convolution. Where several operations read its result (a skip)
-it goes to the first, which has to run again.
+it goes to the first, which has to run again. A convolution alone is a unit, too: its library needs less memory for a
+tile.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lampseg.parallel.tiled.activations import KEEP_RESULT, NAMES
@@ -24,6 +26,7 @@ class Unit:
     """Numbers of operations; None where there is none."""
 
     cat: int | None
+    pointwise: int | None
     norm_before: int | None
     activation_before: int | None
     convolution: int
@@ -37,6 +40,7 @@ class Unit:
         """Its operations in order."""
         found = (
             self.cat,
+            self.pointwise,
             self.norm_before,
             self.activation_before,
             self.convolution,
@@ -91,39 +95,49 @@ class _Search:
 
     def _candidates(self, op: Operation) -> list[Unit]:
         """The unit of a convolution, as long as possible, and shorter ones in case that it is not possible."""
-        cat, norm, activation = self._before(op)
-        norm_after, activation_after = self._after(op)
+        cat, pointwise, norm, activation = self._before(op)
+        after = self._after(op)
+        alone = (None, None)
+        if pointwise is None and norm is None and after == alone and self._is_pointwise(op):
+            reader = self._reader_of(op)
+            if reader is not None and reader.name in _CONVOLUTIONS and _simple(reader):
+                return []  # it belongs to the next one
         wanted = [
-            (cat, norm, activation, norm_after, activation_after),
-            (cat, norm, activation, None, None),
-            (cat, None, None, norm_after, activation_after),
-            (None, None, None, norm_after, activation_after),
-            (cat, None, None, None, None),
+            (cat, pointwise, norm, activation, *after),
+            (cat, pointwise, norm, activation, *alone),
+            (None, pointwise, norm, activation, *after),
+            (None, pointwise, norm, activation, *alone),
+            (None, None, None, None, *after),
+            (None, None, None, None, *alone),
         ]
-        if norm is not None:  # a concatenation before it can't be reached past it
-            wanted[2] = wanted[4] = (None, None, None, norm_after, activation_after)
-            wanted.insert(1, (None, norm, activation, norm_after, activation_after))
         units = []
-        for one, two, three, four, five in wanted:
-            if any(index is not None for index in (one, two, four, five)):
-                unit = Unit(one, two, three, op.index, four, five)
-                units.append(Unit(*(one, two, three, op.index, four, five), self._unchanged_within(unit)))
+        for one, two, three, four, five, six in dict.fromkeys(wanted):
+            unit = Unit(one, two, three, four, op.index, five, six)
+            units.append(replace(unit, unchanged=self._unchanged_within(unit)))
         return units
 
-    def _before(self, op: Operation) -> tuple[int | None, int | None, int | None]:
-        """Concatenation, norm and activation that make a convolution's input."""
-        norm = activation = None
+    def _before(self, op: Operation) -> tuple[int | None, ...]:
+        """Concatenation, convolution of kernel 1, norm and activation that make a convolution's input."""
+        pointwise = norm = activation = None
         at = self._made_for(op)
-        if at is not None and at.name in NAMES and _simple(at):
-            above = self._made_for(at)
-            if above is not None and above.name in _NORMS and _simple(above):
-                norm, activation, at = above.index, at.index, self._made_for(above)
-        elif at is not None and at.name in _NORMS and _simple(at):
-            norm, at = at.index, self._made_for(at)
+        if at is not None and _simple(at):
+            if at.name in NAMES:
+                above = self._made_for(at)
+                if above is not None and above.name in _NORMS and _simple(above):
+                    norm, activation, at = above.index, at.index, self._made_for(above)
+            elif at.name in _NORMS:
+                norm, at = at.index, self._made_for(at)
+            elif at.name in _CONVOLUTIONS and self._is_pointwise(at):
+                pointwise, at = at.index, self._made_for(at)
         cat = None
         if at is not None and at.name in _CONCATENATIONS and self._joins_channels(at):
             cat = at.index
-        return cat, norm, activation
+        return cat, pointwise, norm, activation
+
+    def _is_pointwise(self, op: Operation) -> bool:
+        """Whether a convolution has a kernel of 1 and changes no size; the arguments are looked at when it runs."""
+        sizes = self.graph.values[op.reads[0]].shape[2:], op.outputs[0].value.shape[2:]
+        return sizes[0] == sizes[1] and [k.taps for k in op.kernels if k.kind == "convolution"] == [1]
 
     def _after(self, op: Operation) -> tuple[int | None, int | None]:
         """Norm and activation that make something of a convolution's result, unless the next convolution takes them."""
