@@ -11,6 +11,14 @@ from benchmarks.tiled.ways import NETWORKS, WAYS, Load, inference, ways_of
 LOADS = tuple(Load(name, (64, 64, 64), tile=8) for name in NETWORKS)
 QUICK = (Load("unet", (32, 16, 16), tile=4),)
 MIB = 2**20
+TRAINING = (
+    "network",
+    "kept, of plain",
+    *(f"{name}, MiB" for name in WAYS),
+    "peak, of plain",
+    "FLOPs, of plain",
+    "error of the prediction",
+)
 
 
 def record(out: Path, *, quick: bool) -> None:
@@ -53,30 +61,26 @@ def record(out: Path, *, quick: bool) -> None:
         "peak": [item["peaks"]["tiles"] / item["peaks"]["plain"] for item in data],
         "inference": [item["inference"]["tiles"] / item["inference"]["plain"] for item in data],
     }
+    size = "x".join(map(str, loads[0].size))
     worst = max(abs(item["errors"]["tiles"]) for item in data)
     write(
         out,
         "tiled_memory",
         title="Memory of tiles on one device",
         summary=[
-            *(f"{name}: {min(each):.2f} to {max(each):.2f} of plain, median {median(each):.2f}" for name, each in ratios.items()),
+            *(
+                f"{name}: {min(each):.2f} to {max(each):.2f} of plain, median {median(each):.2f}"
+                for name, each in ratios.items()
+            ),
             f"predicted peak of tiles: worst error {percent(worst)} (aim: 3 %)",
         ],
         tables=[
-            (
-                f"A training step of one volume of {'x'.join(map(str, loads[0].size))}, tiles of {loads[0].tile} planes",
-                ["network", "kept, of plain", "plain, MiB", "recompute, MiB", "tiles, MiB", "peak, of plain", "FLOPs, of plain", "error of the prediction"],
-                training,
-            ),
-            (
-                "A prediction, beside parameters",
-                ["network", "plain, MiB", "tiles, MiB", "of plain"],
-                predicting,
-            ),
+            (f"A training step on {size}, tiles of {loads[0].tile} planes", TRAINING, training),
+            ("A prediction, beside parameters", ("network", "plain, MiB", "tiles, MiB", "of plain"), predicting),
         ],
         data=data,
         at=at,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":
