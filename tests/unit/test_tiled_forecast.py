@@ -13,6 +13,7 @@ from lampseg.networks import UNet
 from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.rehearsal import rehearse
+from lampseg.parallel.tiled import TiledPasses
 from lampseg.parallel.tiled.forecast import thicknesses, tile_choices, tile_plan
 from lampseg.parallel.tiled.runner import TileRunner
 from lampseg.parallel.world import World
@@ -97,6 +98,27 @@ def measured(name: str, plan: Plan) -> int:
 def test_the_prediction_is_what_a_step_holds(name: str) -> None:
     plan = planned(name)
     assert plan.devices[0].tensor_bytes == pytest.approx(measured(name, plan), rel=0.01)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_kept_is_counted(name: str) -> None:
+    """The bytes alive between forward and backward, of a real run."""
+    plan, network = planned(name), network_of(name)
+    passes = TiledPasses(network, tile=plan.choices.tile, device=torch.device("cpu"), precision="float32")
+    passes.graph(plan.input_shape)
+    live = LiveBytes()
+    x = [torch.zeros(plan.input_shape)]
+    live.add(x[0])
+    hybrid = HybridLoss((1.0,) * CLASSES, LOSS.focal, LOSS.gamma)
+    with live:
+        output = passes.forward(x.pop())
+        target = torch.zeros((1, *plan.input_shape[2:]), dtype=torch.int64)
+        annotated = torch.ones((1, CLASSES), dtype=torch.bool)
+        loss = mini_batch_loss(supervised_loss(hybrid, output, target, annotated, None), batch=1)
+        del output, target, annotated
+        kept = live.current
+    loss.backward()
+    assert kept == pytest.approx(plan.stages[0].activation_bytes, rel=0.01)
 
 
 def test_the_prediction_of_several_micro_batches_and_of_mixed_precision() -> None:

@@ -119,7 +119,7 @@ def make_plans(
 def in_slabs_if_asked(subject: Subject) -> Callable[[Problem], Found] | None:
     """How problems are solved where the configuration asks for slabs or tiles; None: by stages."""
     if subject.config.parallel.mode == "tiled":
-        return lambda problem: in_tiles(problem, tile=subject.config.parallel.tile)
+        return lambda problem: in_tiles(problem, tile=subject.config.parallel.tile, tried=1)
     if subject.config.parallel.mode != "spatial":
         return None
     return lambda problem: problem.solve() if problem.devices == 1 else _in_slabs(subject, problem, roughly=True)

@@ -11,16 +11,17 @@ from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
 
 TRIED = 3
-"""Thicknesses of which the fastest is taken, if one of them fits; else thinner ones are tried."""
+"""Thicknesses of which the fastest that fits is taken; thinner ones are tried if none does."""
 CLOSE = 1.02
 """Without a limit of memory, tiles are so thick that the peak is at most so many times the least that was found."""
 
 
-def in_tiles(problem: Problem, *, tile: int | Literal["auto"], roughly: bool = False) -> Found:
+def in_tiles(problem: Problem, *, tile: int | Literal["auto"], tried: int = TRIED, roughly: bool = False) -> Found:
     """The fastest plan with tiles, of those that fit; or the one that lacks least.
 
     Args:
         tile: planes of a tile of the network's input; auto: some are tried.
+        tried: thicknesses, unless none of them fits.
         roughly: try one, for an alternative that is only named.
 
     Raises:
@@ -34,7 +35,7 @@ def in_tiles(problem: Problem, *, tile: int | Literal["auto"], roughly: bool = F
     found: list[Found] = []
     for plan in _plans(problem, tile=tile):
         found.append(Found(plan, fits=lack(plan, problem) <= 1))
-        enough = len(found) >= TRIED and any(each.fits for each in found)
+        enough = len(found) >= tried and any(each.fits for each in found)
         if roughly or enough or _hopeless(plan, problem):
             break
     fitting = [each for each in found if each.fits]
