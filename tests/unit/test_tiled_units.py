@@ -13,6 +13,7 @@ from lampseg.errors import GraphMismatchError
 from lampseg.parallel.tiled import TiledPasses, mode
 from lampseg.parallel.tiled.planes import Reach, thickness_of, tiles
 from lampseg.parallel.tiled.units import Unit, units_of
+from lampseg.recording.live import LiveBytes
 
 SHAPE = (2, 3, 11, 6, 5)
 
@@ -327,6 +328,69 @@ def test_another_forward_is_noticed() -> None:
     network.function = lambda self, x: self.conv(x).sin()
     with pytest.raises(GraphMismatchError, match="call 1 of the network is `sin`, recorded was `mul`"):
         passes.forward(torch.zeros(SHAPE, dtype=torch.float64))
+
+
+def inferred(network: nn.Module, shape: tuple[int, ...] = SHAPE, tile: int = 2) -> tuple[Tensor, int]:
+    """The output without gradients, which equals the plain one; and the most bytes that were alive beside the input."""
+    x = torch.randn(shape, dtype=torch.float64)
+    passes, given = passes_of(network, tile), x.clone()
+    with torch.no_grad():
+        passes.graph(shape)
+        with LiveBytes() as live:
+            output = passes.forward(given)
+        torch.testing.assert_close(output, network(x), rtol=1e-10, atol=1e-10)
+    assert torch.equal(given, x)
+    return output, live.peak
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5])
+@pytest.mark.parametrize("norm", [nn.InstanceNorm3d(3, affine=True), nn.BatchNorm3d(3)])
+def test_without_gradients_dead_memory_is_used_again(norm: nn.Module, padding: int) -> None:
+    """Without padding the sizes differ, so that it can't be; with more of it than a tile has planes it can."""
+    kernel = max(2 * padding + 1, 3)
+    for training in (True, False):
+        block = nn.Sequential(nn.Conv3d(3, 3, (kernel, 1, 1), padding=(padding, 0, 0)), copy.deepcopy(norm), nn.GELU())
+        network = nn.Sequential(*block, *copy.deepcopy(block)).double().train(training)
+        shape = (2, 3, 160, 4, 3)
+        whole = 8 * torch.Size(shape).numel()
+        _, peak = inferred(network, shape)
+        if padding == 0:
+            assert peak > 1.8 * whole
+        else:
+            assert peak < 1.8 * whole, "one result and some tiles"
+
+
+def test_memory_that_is_read_again_is_kept() -> None:
+    conv, norm = nn.Conv3d(3, 3, 3, padding=1), nn.InstanceNorm3d(3)
+    functions: list[Callable[[Any, Tensor], Any]] = [
+        lambda self, x: (lambda y: self.norm(self.conv(y)) + y)(self.conv(x)),
+        lambda self, x: (lambda y: self.norm(self.conv(y)) + y[:, :1])(self.conv(x)),
+        lambda self, x: (lambda y, z: self.norm(self.conv(y)) + z)(*(lambda y: (y, y.view(-1)[0]))(self.conv(x))),
+        lambda self, x: self.norm(self.conv(x.mul_(1.0))),
+        lambda self, x: (lambda y: torch.stack([self.norm(self.conv(y)), y]))(self.conv(x)),
+    ]
+    for function in functions:
+        inferred(Function(function, conv=conv, norm=norm).double())
+    joined = Function(
+        lambda self, x: (lambda y: self.norm(self.mix(torch.cat([y, y.view(y.shape), x], 1))))(self.conv(x)),
+        conv=conv,
+        mix=nn.Conv3d(9, 3, 3, padding=1),
+        norm=norm,
+    )
+    inferred(joined.double())
+
+
+def test_a_hook_sees_what_a_module_made() -> None:
+    """What it keeps is not overwritten."""
+    network = nn.Sequential(
+        nn.Conv3d(3, 3, 3, padding=1), nn.InstanceNorm3d(3), nn.Sigmoid(), nn.Conv3d(3, 3, 3, padding=1), nn.ReLU()
+    ).double()
+    seen: list[Tensor] = []
+    network[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    with torch.no_grad():
+        passes_of(network).forward(x)
+        torch.testing.assert_close(seen[-1], network[0](x), rtol=1e-12, atol=1e-12)
 
 
 def test_planes_by_hand() -> None:

@@ -1,7 +1,7 @@
 """From the noted calls of a unit's operations to one call of the unit, where all their arguments are known ones."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lampseg.parallel.tiled.steps import Step
 from lampseg.parallel.tiled.unit import Call
 from lampseg.parallel.tiled.units import Unit
 from lampseg.recording.graph import Operation, Value
+from lampseg.recording.kernels import storage_of
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,15 @@ class Found:
     slopes: tuple[Tensor | None, Tensor | None]
 
 
-def call_of(unit: Unit, noted: list[Noted], *, whole: tuple[int, ...], tile: int) -> Found | None:
+def call_of(
+    unit: Unit, noted: list[Noted], *, whole: tuple[int, ...], tile: int, dead: frozenset[int] = frozenset()
+) -> Found | None:
     """None: some argument is none that is known here; the operations must run one by one.
 
     Args:
         whole: spatial size of the network's input.
         tile: planes of a tile of it.
+        dead: positions among the inputs of those whose memory may be overwritten.
     """
     calls = {each.op.index: each for each in noted}
     inputs = _inputs(unit, calls, noted[0])
@@ -94,7 +98,20 @@ def call_of(unit: Unit, noted: list[Noted], *, whole: tuple[int, ...], tile: int
         thickness=thickness,
         thickness_before=thickness_of(tile, whole=whole, size=tuple(inputs[0].shape[2:])),
     )
+    call = replace(call, overwritten=_overwritten(call, inputs, dead))
     return Found(call, inputs, (before[1], after[1]))
+
+
+def _overwritten(call: Call, inputs: list[Tensor], dead: frozenset[int]) -> int | None:
+    """The input whose memory the output takes, plane by plane."""
+    if call.convolution.reach.stride != 1 or len({storage_of(x) for x in inputs}) < len(inputs):
+        return None
+    for n in sorted(dead):
+        x = inputs[n]
+        alone = x.untyped_storage().nbytes() == x.numel() * x.element_size()
+        if alone and (tuple(x.shape), x.stride(), x.dtype) == (call.shape, call.stride, call.dtype):
+            return n
+    return None
 
 
 def _inputs(unit: Unit, calls: dict[int, Noted], first: Noted) -> list[Tensor]:

@@ -48,13 +48,23 @@ class TiledMode(TorchFunctionMode):
         tile: planes of the network's input that a tile has; tiles elsewhere have as many voxels.
         device: where the network runs.
         seed: of this micro-batch, for random operations.
+        overwrites: whether a unit's output may, without gradients, take the memory of an input that the network does
+            not read again.
     """
 
     def __init__(
-        self, graph: Graph, units: Mapping[int, Unit], *, tile: int, device: torch.device, seed: int = 0
+        self,
+        graph: Graph,
+        units: Mapping[int, Unit],
+        *,
+        tile: int,
+        device: torch.device,
+        seed: int = 0,
+        overwrites: bool = False,
     ) -> None:
         super().__init__()
         self._graph, self._units, self._tile, self._device, self._seed = graph, units, tile, device, seed
+        self._overwrites = overwrites and not torch.is_grad_enabled()
         self._noted: dict[int, list[Noted]] = {}
         self._next = 0
 
@@ -110,7 +120,8 @@ class TiledMode(TorchFunctionMode):
     def _finished(self, unit: Unit, op: Operation, args: Any, kwargs: Any) -> Any:
         """Runs a unit, or its operations one by one."""
         noted = self._noted.pop(unit.first)
-        found = call_of(unit, noted, whole=self._graph.input.shape[2:], tile=self._tile)
+        dead = unit.dead if self._overwrites else frozenset[int]()
+        found = call_of(unit, noted, whole=self._graph.input.shape[2:], tile=self._tile, dead=dead)
         out = self._one_by_one(noted) if found is None else run(found.call, found.inputs, slopes=found.slopes)
         (spec,) = op.outputs
         if tuple(out.shape) != spec.value.shape:

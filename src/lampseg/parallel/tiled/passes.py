@@ -46,7 +46,9 @@ class TiledPasses:
             seed: for random operations.
         """
         graph, units = self._lookup(tuple(x.shape))
-        mode = TiledMode(graph, units, tile=self.tile, device=self.device, seed=seed)
+        # A hook may keep what a module returns: out of the recording's sight.
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.network.modules())
+        mode = TiledMode(graph, units, tile=self.tile, device=self.device, seed=seed, overwrites=not hooked)
         with (
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
             visible_functions(),

@@ -41,6 +41,8 @@ class Call:
     """Of a tile of the output, in planes."""
     thickness_before: int
     """Of a tile of the input, where the step before is computed without the convolution."""
+    overwritten: int | None = None
+    """Without gradients: the input whose memory becomes the output's; nobody reads it afterwards."""
 
 
 def run(call: Call, inputs: list[Tensor], *, slopes: tuple[Tensor | None, Tensor | None]) -> Tensor:
@@ -57,6 +59,8 @@ def run(call: Call, inputs: list[Tensor], *, slopes: tuple[Tensor | None, Tensor
         norm = None if step is None else step.norm
         parameters += [None if norm is None else norm.weight, None if norm is None else norm.bias, slope]
     with torch.autocast(inputs[0].device.type, enabled=False):
+        if not torch.is_grad_enabled():
+            return _computed(call, parameters, inputs)[0]
         out: Tensor = _Unit.apply(call, *parameters, *inputs)  # type: ignore[no-untyped-call]
     return out
 
@@ -69,30 +73,9 @@ class _Unit(Function):
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> Tensor:
         parameters, inputs = tensors[:_INPUTS], [t for t in tensors[_INPUTS:] if t is not None]
-        before = None
-        if call.before is not None:
-            before = Constants(call.before, _statistics_before(call, inputs), *parameters[_BEFORE:_AFTER])
-        unit = _Tiles(call, parameters, inputs, before)
-        out = torch.empty_strided(call.shape, call.stride, dtype=call.dtype, device=inputs[0].device)
-        rows: Rows | None
-        if call.after is not None and call.after.live:
-            rows = _statistics_after(call, unit, out)
-            after = Constants(call.after, rows, *parameters[_AFTER:])
-            for begin, end in tiles(call.shape[TILED], call.thickness):
-                tile = planes_of(out, begin, end)
-                made = after.apply_(tile.to(call.convolved), own=True)
-                if made is not tile:
-                    tile.copy_(made)
-                del made
-        else:
-            rows = _fixed(call.after, inputs[0])
-            fixed = None if call.after is None else Constants(call.after, rows, *parameters[_AFTER:])
-            for begin, end in tiles(call.shape[TILED], call.thickness):
-                convolved = unit.convolved(begin, end)
-                planes_of(out, begin, end).copy_(convolved if fixed is None else fixed.apply_(convolved, own=True))
-                del convolved
+        out, rows = _computed(call, parameters, inputs)
         ctx.call = call
-        ctx.rows = [None if before is None else before.rows, rows]
+        ctx.rows = rows
         ctx.save_for_backward(*parameters, *inputs)
         return out
 
@@ -128,6 +111,37 @@ class _Unit(Function):
         return None, *unit.of_parameters(), *of_before, *of_after, *given
 
 
+def _computed(call: Call, parameters: Any, inputs: list[Tensor]) -> tuple[Tensor, tuple[Rows | None, Rows | None]]:
+    """The output, and the statistics of the norms before and after the convolution."""
+    before = None
+    if call.before is not None:
+        before = Constants(call.before, _statistics_before(call, inputs), *parameters[_BEFORE:_AFTER])
+    unit = _Tiles(call, parameters, inputs, before)
+    if call.overwritten is None:
+        out = torch.empty_strided(call.shape, call.stride, dtype=call.dtype, device=inputs[0].device)
+    else:
+        out = inputs[call.overwritten].detach()
+    rows: Rows | None
+    if call.after is not None and call.after.live:
+        rows = _statistics_after(call, unit, out)
+        after = Constants(call.after, rows, *parameters[_AFTER:])
+        for begin, end in tiles(call.shape[TILED], call.thickness):
+            tile = planes_of(out, begin, end)
+            made = after.apply_(tile.to(call.convolved), own=True)
+            if made is not tile:
+                tile.copy_(made)
+            del made
+    else:
+        rows = _fixed(call.after, inputs[0])
+        fixed = None if call.after is None else Constants(call.after, rows, *parameters[_AFTER:])
+        for begin, end in tiles(call.shape[TILED], call.thickness):
+            convolved = unit.convolved(begin, end)
+            unit.before_writing(begin, end)
+            planes_of(out, begin, end).copy_(convolved if fixed is None else fixed.apply_(convolved, own=True))
+            del convolved
+    return out, (None if before is None else before.rows, rows)
+
+
 class _Tiles:
     """Makes parts of a unit again and again: a tile of the convolution's input and of its output."""
 
@@ -148,6 +162,9 @@ class _Tiles:
         if call.pointwise is not None:
             given = parameters[_POINTWISE:_BEFORE]
             self.pointwise = Layer(call.pointwise, *given, dtype=dtype, wanted=(wanted[2], wanted[3]))
+        # Planes of the input that is overwritten, which the next tile reads; the last of them is before `_written`.
+        self._carried: Tensor | None = None
+        self._written = 0
 
     def convolved(self, begin: int, end: int) -> Tensor:
         """A tile of the convolution's output."""
@@ -176,10 +193,35 @@ class _Tiles:
     def _read(self, begin: int, end: int) -> Tensor:
         """What a tile of the output reads of the inputs, after the step before."""
         low, high, _, _ = self.reach.inputs(begin, end, self.planes)
-        slab = joined(self.inputs, low, high)
+        slab = self._joined(low, high)
         if self.before is not None:
             slab = self.before.apply_(slab, own=len(self.inputs) > 1)
         return slab.to(self.call.convolved)
+
+    def before_writing(self, begin: int, end: int) -> None:
+        """Saves what the next tile reads of these planes of the output, if they lie in an input's memory."""
+        if self.call.overwritten is None:
+            return
+        low = min(max(end - self.reach.padding, 0), end)
+        self._carried = self._of_overwritten(low, end).clone()
+        self._written = end
+
+    def _joined(self, low: int, high: int) -> Tensor:
+        """Planes of the concatenation of the inputs, as they were given."""
+        if self._written == 0 or self.call.overwritten is None:
+            return joined(self.inputs, low, high)
+        parts = [planes_of(x, low, high) for x in self.inputs]
+        parts[self.call.overwritten] = self._of_overwritten(low, high)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _of_overwritten(self, low: int, high: int) -> Tensor:
+        """Planes of the input that is overwritten."""
+        assert self.call.overwritten is not None
+        x = self.inputs[self.call.overwritten]
+        if low >= self._written or self._carried is None:
+            return planes_of(x, low, high)
+        old = planes_of(self._carried, self._carried.shape[TILED] - (self._written - low), self._carried.shape[TILED])
+        return torch.cat([old, planes_of(x, self._written, high)], TILED)
 
     def _padded(self, read: Tensor, begin: int, end: int) -> Tensor:
         """What the convolution is given: with the zeros around the volume."""
@@ -206,6 +248,7 @@ def _statistics_after(call: Call, unit: _Tiles, out: Tensor) -> Rows:
     for begin, end in tiles(call.shape[TILED], call.thickness):
         convolved = unit.convolved(begin, end)
         found.add(convolved)
+        unit.before_writing(begin, end)
         planes_of(out, begin, end).copy_(convolved)
         del convolved
     return call.after.norm.rows(found)

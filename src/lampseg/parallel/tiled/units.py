@@ -18,6 +18,7 @@ from lampseg.recording.graph import Graph, Operation, SameTensor, ValueId
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
+_NEW = frozenset({"add", "__add__", "mul", "__mul__", *_NORMS, *NAMES})
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
 
 
@@ -32,6 +33,8 @@ class Unit:
     convolution: int
     norm_after: int | None
     activation_after: int | None
+    dead: frozenset[int] = frozenset()
+    """Positions among the inputs of those that nothing reads after the unit, in whose memory nothing else lies."""
     unchanged: frozenset[int] = frozenset()
     """Operations that return what lies within the unit as it is, such as a dropout that drops nothing."""
 
@@ -113,7 +116,7 @@ class _Search:
         units = []
         for one, two, three, four, five, six in dict.fromkeys(wanted):
             unit = Unit(one, two, three, four, op.index, five, six)
-            units.append(replace(unit, unchanged=self._unchanged_within(unit)))
+            units.append(replace(unit, unchanged=self._unchanged_within(unit), dead=self._dead_after(unit)))
         return units
 
     def _before(self, op: Operation) -> tuple[int | None, ...]:
@@ -185,6 +188,19 @@ class _Search:
         values = [self.graph.operations[index].outputs[0].value.id for index in unit.chain[:-1]]
         return frozenset(index for value in values for index in self.passing.get(value, []))
 
+    def _dead_after(self, unit: Unit) -> frozenset[int]:
+        reads = self.graph.operations[unit.first].reads
+        return frozenset(n for n, value in enumerate(reads) if self._dies(value, unit))
+
+    def _dies(self, value: ValueId, unit: Unit) -> bool:
+        """Only of what is sure to have new memory on every device, not just where it was recorded."""
+        maker = None if value[0] < 0 else self.graph.operations[value[0]]
+        if maker is None or not (maker.index in self.taken or maker.name.startswith("conv") or maker.name in _NEW):
+            return False
+        alike = self.memory.sharing(value)
+        last = max(max(self.readers.get(other, [0])) for other in alike)
+        return last <= unit.last and not any(other[0] < 0 or other in self.outputs for other in alike)
+
     def _undisturbed(self, unit: Unit) -> bool:
         """Whether the unit may run when its last operation is called, as if each had run when it was called."""
         members = unit.members
@@ -212,6 +228,14 @@ class _Memory:
                 if isinstance(output, SameTensor) or not output.fresh:
                     for value in op.reads:
                         self._parent[self.of(output.value.id)] = self.of(value)
+
+        self._alike: dict[ValueId, list[ValueId]] = {}
+        for value in graph.values:
+            self._alike.setdefault(self.of(value), []).append(value)
+
+    def sharing(self, value: ValueId) -> list[ValueId]:
+        """All values in its memory, itself too."""
+        return self._alike[self.of(value)]
 
     def of(self, value: ValueId) -> ValueId:
         """One value of those that share its memory."""
