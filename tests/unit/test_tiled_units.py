@@ -368,6 +368,7 @@ def test_memory_that_is_read_again_is_kept() -> None:
         lambda self, x: (lambda y, z: self.norm(self.conv(y)) + z)(*(lambda y: (y, y.view(-1)[0]))(self.conv(x))),
         lambda self, x: self.norm(self.conv(x.mul_(1.0))),
         lambda self, x: (lambda y: torch.stack([self.norm(self.conv(y)), y]))(self.conv(x)),
+        lambda self, x: (lambda y: (self.norm(self.conv(y)), y))(self.conv(x)),
     ]
     for function in functions:
         inferred(Function(function, conv=conv, norm=norm).double())
