@@ -162,12 +162,15 @@ class ParallelConfig(Section):
 
     devices: int | str | None = None
     """`2`, or `2x16GiB` to state each device's memory; None: every visible GPU, else one CPU process."""
-    mode: Literal["auto", "pipeline", "spatial", "data"] = "auto"
+    mode: Literal["auto", "pipeline", "spatial", "data", "tiled"] = "auto"
     """pipeline: all devices share one network; spatial: they share every volume; data: each has a copy of the network;
-    auto: pipeline and copies, whichever is faster and fits, or slabs if neither fits, or stages on slabs."""
+    tiled: one device runs the network tile by tile; auto: pipeline and copies, whichever is faster and fits, or slabs,
+    or stages on slabs (on one device: tiles) if neither fits."""
     slabs: Literal["auto"] | tuple[PositiveInt, PositiveInt, PositiveInt] = "auto"
     """Ranks along X, Y and Z that cut every volume, such as [2, 2, 1]. Mode spatial: all devices of a copy; auto: the
     smallest surfaces. Modes pipeline and auto: each stage of the pipeline is shared by so many; auto: by one."""
+    tile: Literal["auto"] | PositiveInt = "auto"
+    """Modes tiled and auto: planes of the network's input in a tile; auto: the planner's choice."""
     replicas: PositiveInt | Literal["auto"] = 1
     """Copies of the network that share the micro-batches of a step; auto: the planner's choice. More than one sum the
     gradients in another order; RMSprop magnifies float32 rounding (to 3e-3 of the loss within 20 steps)."""
@@ -188,8 +191,16 @@ class ParallelConfig(Section):
     def _replicas_fit_mode(self) -> "ParallelConfig":
         if self.mode == "pipeline" and self.replicas not in ("auto", 1):
             raise ValueError(f"mode pipeline has one copy of the network, replicas is {self.replicas}: leave one out")
-        if self.slabs != "auto" and self.mode == "data":
-            raise ValueError(f"slabs {list(self.slabs)} share volumes, in mode data no devices do: leave one out")
+        if self.slabs != "auto" and self.mode in ("data", "tiled"):
+            raise ValueError(
+                f"slabs {list(self.slabs)} share volumes, in mode {self.mode} no devices do: leave one out"
+            )
+        if self.tile != "auto" and self.mode not in ("tiled", "auto"):
+            raise ValueError(f"tile {self.tile} is for mode tiled, the mode is {self.mode}")
+        if self.mode == "tiled" and self.replicas not in ("auto", 1):
+            raise ValueError(f"mode tiled is for one device, replicas is {self.replicas}: leave one out")
+        if self.mode == "tiled" and self.recompute not in ("auto", "none"):
+            raise ValueError(f"mode tiled recomputes within its tiles, recompute is {self.recompute}: leave one out")
         return self
 
 
@@ -274,6 +285,7 @@ _EXPECTED = {
     "devices": "a number such as 2, or 2x16GiB to state the memory of each",
     "micro_batches": "a whole number above 0, `auto` or `any`",
     "replicas": "a whole number above 0, or `auto`",
+    "tile": "`auto`, or a whole number of planes above 0",
     "slabs": "`auto`, or three whole numbers above 0 such as [2, 1, 1]",
 }
 _FILL_IN = {

@@ -29,6 +29,18 @@ def test_a_quick_benchmark_writes_its_results(name: str, tmp_path: Path) -> None
         assert all(abs(error) < 0.03 for case in recorded["data"]["memory"] for error in case["errors"])
 
 
+def test_tiles_are_recorded_in_two_parts(tmp_path: Path) -> None:
+    """Memory is counted, whatever else the machine does; times are not."""
+    succeed([*LAMPSEG, "benchmark", "tiled", "--out", tmp_path / "results", "--quick"], folder=tmp_path / "work")
+    memory, times = (
+        json.loads((tmp_path / "results" / f"tiled_{part}.json").read_text()) for part in ("memory", "times")
+    )
+    (found,) = memory["data"]
+    assert found["peaks"]["tiles"] < found["peaks"]["plain"]
+    assert abs(found["errors"]["tiles"]) < 0.03
+    assert times["data"][0]["seconds"].keys() == {"plain", "recompute", "tiles"}
+
+
 def test_they_are_listed() -> None:
     listed = verb.benchmarks()
     assert {"optimal_cut", "paper_hardware", "pipeline_throughput", "plan_accuracy", "planning_time"} <= listed.keys()

@@ -104,7 +104,7 @@ def run_whole(run: Run) -> dict[str, Any]:
     loss = loss_of(output, target)
     loss.backward()
     assert x.grad is not None
-    return _results(network, [leaf.detach() for leaf in tree_leaves(output)], x.grad, loss)
+    return results_of(network, [leaf.detach() for leaf in tree_leaves(output)], x.grad, loss)
 
 
 def run_slabs(rank: int, runs: list[Run]) -> list[dict[str, Any]]:
@@ -137,14 +137,14 @@ def _one(run: Run, mesh: Any) -> dict[str, Any]:
     with torch.no_grad():
         grad = spatial.unshard(spatial.slab(mine.grad, spatial.layout(x.shape)))
         outputs = [spatial.unshard(leaf) for leaf in tree_leaves(output)]
-    return _results(network, outputs, grad, loss)
+    return results_of(network, outputs, grad, loss)
 
 
 def _autocast(run: Run) -> Any:
     return torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bfloat16")
 
 
-def _results(network: nn.Module, outputs: list[Tensor], grad: Tensor, loss: Tensor) -> dict[str, Any]:
+def results_of(network: nn.Module, outputs: list[Tensor], grad: Tensor, loss: Tensor) -> dict[str, Any]:
     return {
         "outputs": [output.detach().clone() for output in outputs],
         "input": grad.clone(),

@@ -61,7 +61,7 @@ def test_names_of_the_fields(plan: Plan) -> None:
     }  # fmt: skip
     assert set(tree["choices"]) == {
         "devices", "replicas", "micro_batches", "schedule", "cuts", "recompute", "limit", "slabs",
-        "recomputed",
+        "recomputed", "tile",
     }  # fmt: skip
     assert tree["choices"]["cuts"] == [stage["first"] for stage in tree["stages"][1:]]
 

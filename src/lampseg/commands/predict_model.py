@@ -19,6 +19,7 @@ from lampseg.inference.padding import padded_shape
 from lampseg.networks import build_network, on_meta
 from lampseg.parallel.model import ParallelModel
 from lampseg.parallel.spatial.grids import grids
+from lampseg.parallel.tiled.forecast import inference_tile
 from lampseg.parallel.world import World
 from lampseg.partition import Choices, Plan, make_plan, plans_from_json
 from lampseg.training.checkpoint import check_fits, load_weights, step_checkpoints
@@ -131,9 +132,23 @@ def load_model(
             grid=grid_of_stages(run),
             hardware=hardware,
         )
+        if world.size == 1 and options.window is None and trained_in_tiles(run, config):
+            tile = inference_tile(shape[2]) if config.parallel.tile == "auto" else config.parallel.tile
+            plan = replace(plan, choices=replace(plan.choices, tile=tile))
     plan = world.broadcast(plan)
     del weights
     return ParallelModel(network, plan, world=world, training=False, stride=task.stride)
+
+
+def trained_in_tiles(run: Path, config: Config) -> bool:
+    """Whether a run trained in tiles: as it was asked to, or because nothing else fitted."""
+    if config.parallel.mode != "auto":
+        return config.parallel.mode == "tiled"
+    try:
+        plans = plans_from_json((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, UserError):  # weights may be all that is there
+        return False
+    return any(plan.choices.tile for plan in plans)
 
 
 def _network(config: Config, task: Task) -> nn.Module:

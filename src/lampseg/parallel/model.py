@@ -13,6 +13,7 @@ from lampseg.parallel.spatial.around import StageSlabs
 from lampseg.parallel.spatial.cutting import spatial_of
 from lampseg.parallel.spatial.runner import SlabRunner
 from lampseg.parallel.state import hold, named_state, owners_of
+from lampseg.parallel.tiled.runner import TileRunner
 from lampseg.parallel.world import World
 from lampseg.partition import Plan, place, record_for
 
@@ -44,7 +45,7 @@ class ParallelModel:
         self._meshes = Meshes(world)
         self.mesh, self.runner = self._split(plan, training=training)
 
-    def _split(self, plan: Plan, *, training: bool) -> tuple[Mesh, PipelineRunner | SlabRunner]:
+    def _split(self, plan: Plan, *, training: bool) -> tuple[Mesh, PipelineRunner | SlabRunner | TileRunner]:
         choices = plan.choices
         choices.check()
         mesh = self._meshes.of(
@@ -73,6 +74,11 @@ class ParallelModel:
             self.owners, self.owned = dict.fromkeys(named, 0), list(named)
             hold(self.network, owned=self.owned, device=self.world.device)
             return mesh, SlabRunner(self.network, mesh=mesh, spatial=spatial, choices=choices, precision=plan.precision)
+        if choices.tile:
+            named = named_state(self.network)
+            self.owners, self.owned = dict.fromkeys(named, 0), list(named)
+            hold(self.network, owned=self.owned, device=self.world.device)
+            return mesh, TileRunner(self.network, mesh=mesh, choices=choices, precision=plan.precision)
         placement = place(graph, plan.cuts)
         places = places_of(plan.choices)
         owners = owners_of(self.network, placement)

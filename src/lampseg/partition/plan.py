@@ -40,6 +40,8 @@ class Choices:
     recomputed: tuple[str, ...] = ()
     """With slabs and one stage: the modules, by name, that keep their inputs only and run their forward again in the
     backward."""
+    tile: int = 0
+    """Planes of the network's input in a tile, where one device runs the network tile by tile; 0: it does not."""
 
     @property
     def spatial(self) -> bool:
@@ -102,6 +104,13 @@ class Choices:
                 "has one stage; leave out the cuts, or raise choices.devices"
             )
         self._check_recomputed()
+        if not isinstance(self.tile, int) or isinstance(self.tile, bool) or self.tile < 0:
+            raise UserError(f"plan: choices.tile is {self.tile!r}; give the planes of a tile, or 0 for none")
+        if self.tile and (self.processes > 1 or self.stages > 1 or set(self.recompute) != {"none"}):
+            raise UserError(
+                f"plan: choices.tile is {self.tile}: tiles are for one device and one stage, which recompute within "
+                "them; set choices.tile to 0, or leave out the other devices, the cuts and recompute"
+            )
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise UserError(f"plan: choices.limit is {self.limit!r}; give a whole number above 0, or null for no limit")
         if self.schedule not in SCHEDULES:
@@ -359,6 +368,8 @@ def describe_choices(choices: Choices) -> str:
         parts.append(_counted(choices.devices, "device"))
     if choices.stages != choices.devices:
         parts.append(f" ({choices.stages} stages)")
+    if choices.tile:
+        parts.append(f", tiles of {_counted(choices.tile, 'plane')}")
     if choices.devices > 1:
         parts.append(f", {choices.schedule}")
         if choices.limit is not None:

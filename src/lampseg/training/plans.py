@@ -17,6 +17,7 @@ from lampseg.parallel.rehearsal import rehearse
 from lampseg.parallel.spatial.forecast import slab_plan
 from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
 from lampseg.parallel.spatial.mixed import by_rank, on_slabs, plan_by_rank
+from lampseg.parallel.tiled.forecast import tile_plan
 from lampseg.partition import Choices, Plan
 from lampseg.partition.costed import CostedNetwork, record_for
 from lampseg.partition.plan import Alternative, describe_choices
@@ -24,6 +25,7 @@ from lampseg.partition.problem import Problem
 from lampseg.partition.questions import remedies
 from lampseg.partition.search import Found
 from lampseg.training.planned_loss import planned_loss
+from lampseg.training.plans_in_tiles import in_tiles, or_in_tiles
 from lampseg.training.slab_recompute import best_of, lack, with_recompute
 from lampseg.training.smallest import enough_voxels
 
@@ -123,8 +125,10 @@ def make_plans(
 
 
 def in_slabs_if_asked(subject: Subject) -> Callable[[Problem], Found] | None:
-    """How problems are solved where the configuration asks for slabs; None: by stages."""
+    """How problems are solved where the configuration asks for slabs or tiles; None: by stages."""
     parallel = subject.config.parallel
+    if parallel.mode == "tiled":
+        return lambda problem: in_tiles(problem, tile=parallel.tile, tried=1)
     if parallel.mode != "spatial" and parallel.slabs != "auto":
         return lambda problem: _mixed(subject, problem)
     if parallel.mode != "spatial":
@@ -141,9 +145,13 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     mode = subject.config.parallel.mode
     if mode == "spatial":
         return _in_slabs(subject, problem)
+    if mode == "tiled":
+        return in_tiles(problem, tile=subject.config.parallel.tile)
     if subject.config.parallel.slabs != "auto":
         return _mixed(subject, problem, on_way=on_way)
-    if mode != "auto" or problem.devices == 1:
+    if mode == "auto" and problem.devices == 1:
+        return or_in_tiles(problem, problem.solve(on_way=on_way), tile=subject.config.parallel.tile)
+    if mode != "auto":
         return problem.solve(on_way=on_way)
     try:
         found = problem.solve(on_way=on_way)
@@ -324,7 +332,9 @@ def plans_given(
 
 
 def _given_slabs(subject: Subject, problem: Problem, choices: Choices) -> Callable[[CostedNetwork], Plan] | None:
-    """How a plan with slabs is made of its choices; None: it has none."""
+    """How a plan with slabs or tiles is made of its choices; None: it has none."""
+    if choices.tile:
+        return lambda model: tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
     if not choices.spatial:
         return None
     return lambda model: slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
