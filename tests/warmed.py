@@ -5,16 +5,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import monai.networks.nets  # noqa: E402, F401
-import torch  # noqa: E402
-import torch.distributed.device_mesh  # noqa: E402, F401
+import monai.networks.nets  # noqa: F401
+import torch
+import torch.distributed.device_mesh
 
-import lampseg.cli  # noqa: E402, F401
-import lampseg.commands.predict  # noqa: E402, F401
-import lampseg.commands.train  # noqa: E402, F401
-import lampseg.parallel.spatial  # noqa: E402, F401
-from lampseg.networks import UNet  # noqa: E402
-from lampseg.partition import record_for  # noqa: E402
+import lampseg.cli
+import lampseg.commands.predict
+import lampseg.commands.train
+import lampseg.parallel.spatial  # noqa: F401
+from lampseg.networks import UNet
+from lampseg.partition import record_for
 
 torch.set_num_threads(1)
 # The first recording imports as much again.

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 LIMIT = 30.0
 """Seconds in which a job has to end after one of its processes did."""
 ONE_STAGE = ("parallel.mode=pipeline", "curriculum=[{patch: 16, batch: 4, steps: 500}]", "data.validation=0")
-"""Where it does not matter what is trained: one plan is made sooner than three; the job is ended long before step 500."""
+"""Where it does not matter what is trained: one plan is made sooner than three; step 500 is never reached."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 from torch.distributed.launcher import api
@@ -25,13 +26,25 @@ def elastic_launch(config: api.LaunchConfig, entrypoint: str) -> Callable[..., A
 
     def start(*arguments: str) -> Any:
         assert arguments[: len(COMMAND)] == COMMAND, f"{entrypoint} {arguments} is not the command"
-        return launched(dict(os.environ), *arguments[len(COMMAND) :])
+        return launched(Inherited(), *arguments[len(COMMAND) :])
 
     return start
 
 
-def _work(environment: dict[str, str], *arguments: str) -> None:
-    """What one worker does; torch elastic has added to its environment, which is else the server's."""
+class Inherited:
+    """What a child has of its parent, and a child of the server has not: the environment, standard output and error."""
+
+    def __reduce__(self) -> Any:
+        return _inherit, (dict(os.environ), DupFd(1), DupFd(2))
+
+
+def _inherit(environment: dict[str, str], *outputs: Any) -> None:
     os.environ.update(environment)
     del os.environ["LAMPSEG_LAUNCHER"]  # this process is a child of the server, not of the launcher
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(output.detach(), number)
+
+
+def _work(_inherited: None, *arguments: str) -> None:
+    """What one worker does; torch elastic has added to its environment."""
     main(arguments)
