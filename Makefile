@@ -12,8 +12,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,examples]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 --editable '.[dev,examples]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps dynamic-network-architectures
 	touch $@
 
@@ -21,8 +20,11 @@ demo: setup
 	rm -rf demo
 	$(BIN)/lampseg demo --out demo
 
-test: lint types browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# The browser is fetched while Python's packages are. Every file is one process's; tests/conftest.py says which go first.
+# Modules are compiled once for all processes, whatever the environment says.
+test:
+	@$(MAKE) --no-print-directory --jobs 2 lint types browser
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

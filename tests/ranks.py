@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lampseg.parallel.mesh import Mesh
 from lampseg.parallel.world import Channels, World
+from tests import warm
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout: float = 120) -> list[Any]:
     """Calls `function(rank, *args)` on `size` processes and returns what each returned, in rank order."""
-    context = mp.get_context("spawn")
+    context = warm.context()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         processes = [

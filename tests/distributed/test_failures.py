@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests import warm
 from tests.equivalence.one_device import choices_of, runner_of
 from tests.ranks import sub_mesh
 
@@ -56,7 +56,7 @@ def _mean(_m: int, output: Any) -> Tensor:
 
 def run(failing: Callable[[int, int], None], folder: Path) -> tuple[list[int | None], dict[int, tuple[float, str]]]:
     """Exit codes, and when and why each rank ended."""
-    context = mp.get_context("spawn")
+    context = warm.context()
     processes = [context.Process(target=_process, args=(failing, rank, folder), daemon=True) for rank in range(SIZE)]
     for process in processes:
         process.start()

@@ -1,12 +1,16 @@
 """Shared by the end-to-end tests: one small phantom, one configuration, and the same training on 1, 2 and 3 devices."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lampseg.data import Dataset, write_phantom
+from lampseg.parallel import launch
+from tests.end_to_end import warm_workers
 from tests.end_to_end.command import train
+from tests.once import once, shared_folder
 
 CURRICULUM = [
     {"patch": 16, "batch": 4, "steps": 8, "lr": 1e-3},
@@ -15,30 +19,54 @@ CURRICULUM = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _warm_workers() -> Iterator[None]:
+    """A command that runs in the test's process starts warm workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "elastic_launch", warm_workers.elastic_launch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the session's phantom and runs."""
-    return tmp_path_factory.mktemp("end_to_end")
+    """Holds the session's phantom and runs; all its processes have the same, so that each run is made once."""
+    return shared_folder(tmp_path_factory, "end_to_end")
 
 
 @pytest.fixture(scope="session")
 def phantom(folder: Path) -> Dataset:
     """Four training cases (one of them to validate on) and a test case; their shapes differ."""
-    return write_phantom(folder / "data", cases=4, seed=1, test=1, spacing=5)
+    return once(folder, "data", lambda: write_phantom(folder / "data", cases=4, seed=1, test=1, spacing=5))
 
 
 @pytest.fixture(scope="session")
 def config(folder: Path, phantom: Dataset) -> Path:
     """A curriculum of three stages with a small network; what is drawn is changed at random in every way."""
-    path = folder / "config.yaml"
+    return once(folder, "config", lambda: write_config(folder / "config.yaml", phantom, folder / "preprocessed"))
+
+
+@pytest.fixture(scope="session")
+def on_one(config: Path, folder: Path) -> Path:
+    """The run folder of the training on one device."""
+    return once(folder, "on-one", lambda: train(config, folder / "on-one", devices=1))
+
+
+@pytest.fixture(scope="session")
+def on_two(config: Path, folder: Path) -> Path:
+    """The run folder of the training on two devices that share the network."""
+    return once(folder, "on-two", lambda: train(config, folder / "on-two", "parallel.mode=pipeline", devices=2))
+
+
+@pytest.fixture(scope="session")
+def on_three(config: Path, folder: Path) -> Path:
+    """The run folder of the training on three devices that share the network."""
+    return once(folder, "on-three", lambda: train(config, folder / "on-three", "parallel.mode=pipeline", devices=3))
+
+
+def write_config(path: Path, phantom: Dataset, cache: Path) -> Path:
     tree = {
         "network": {"name": "unet", "filters": 4, "norm": "instance", "depth": 2, "stem_stride": 1},
-        "data": {
-            "root": str(phantom.root),
-            "window": [-160, 240],
-            "cache": str(folder / "preprocessed"),
-            "prefetch": "always",
-        },
+        "data": {"root": str(phantom.root), "window": [-160, 240], "cache": str(cache), "prefetch": "always"},
         "curriculum": CURRICULUM,
         "augmentation": {
             "affine": {"shift_fraction": 0.1},
@@ -51,21 +79,3 @@ def config(folder: Path, phantom: Dataset) -> Path:
     }
     path.write_text(yaml.safe_dump(tree))
     return path
-
-
-@pytest.fixture(scope="session")
-def on_one(config: Path, folder: Path) -> Path:
-    """The run folder of the training on one device."""
-    return train(config, folder / "on-one", devices=1)
-
-
-@pytest.fixture(scope="session")
-def on_two(config: Path, folder: Path) -> Path:
-    """The run folder of the training on two devices that share the network."""
-    return train(config, folder / "on-two", "parallel.mode=pipeline", devices=2)
-
-
-@pytest.fixture(scope="session")
-def on_three(config: Path, folder: Path) -> Path:
-    """The run folder of the training on three devices that share the network."""
-    return train(config, folder / "on-three", "parallel.mode=pipeline", devices=3)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from lampseg.cli import main
-from tests.end_to_end.command import LAMPSEG, running
 from tests.end_to_end.small import SHAPE, files_of, refused, save, write_config, write_dataset
 from tests.limits import no_space_beyond
 
@@ -106,16 +105,16 @@ def test_faulty_images_alone(folder: Path, tmp_path: Path, capsys: Capture) -> N
     assert files_of(tmp_path) == ["predictions.json"]
 
 
-def test_a_fault_that_a_worker_finds(folder: Path, tmp_path: Path) -> None:
-    files = (folder / "cut.nii.gz", folder / "good.nii.gz", folder / "text.nii.gz")
-    command = (*LAMPSEG, "predict", "--run", folder / "run", "--out", tmp_path / "out", "--devices", "2", *files)
-    with running([str(part) for part in command], folder=tmp_path / "shell") as started:
-        finished = started.finish()
-    assert finished.code == 3, finished
+def test_a_fault_that_a_worker_finds(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = [str(folder / f"{name}.nii.gz") for name in ("cut", "good", "text")]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--run", str(folder / "run"), "--out", str(tmp_path / "out"), "--devices", "2", *files])
+    said = capfd.readouterr()
+    assert ended.value.code == 3, said
     assert re.fullmatch(
-        r"lampseg: 2 of 3 images .*:\n  \S*cut\.nii\.gz: damaged .*again\n  \S*text\.nii\.gz: not a .*\n", finished.err
-    ), finished
-    assert "good.nii.gz: " in finished.out
+        r"lampseg: 2 of 3 images .*:\n  \S*cut\.nii\.gz: damaged .*again\n  \S*text\.nii\.gz: not a .*\n", said.err
+    ), said
+    assert "good.nii.gz: " in said.out
     assert files_of(tmp_path / "out") == ["good.nii.gz", "predictions.json"]
 
 

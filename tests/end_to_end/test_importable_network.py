@@ -116,11 +116,17 @@ def test_sliding_window_on_two_devices(on_one: list[np.ndarray], run: Path, phan
 
 
 def test_bfloat16_on_two_devices(config: Path, folder: Path) -> None:
-    """BasicUNet, stride 16. Two decimal digits of the loss remain; the weights stay in float32."""
+    """BasicUNet, stride 16. Two decimal digits of the loss remain; the weights stay in float32.
+
+    No level has two planes: there torch 2.13 leaves memory of before in the weights' gradient on CPUs with bfloat16.
+    """
     path = with_network(config, folder, BASIC_UNET)
-    steps = ("curriculum.0.patch=32", "curriculum.0.steps=2", "curriculum.1.steps=1", "curriculum.2.steps=1")
+    patches = ("curriculum.0.patch=48", "curriculum.0.batch=2", "curriculum.1.patch=48", "curriculum.1.batch=1")
+    steps = (*patches, "curriculum.0.steps=2", "curriculum.1.steps=1", "curriculum.2.steps=1")
     exact = train(path, folder / "basic-unet", *steps, devices=1)
-    rough = train(path, folder / "basic-unet-bfloat16", *steps, "precision=bfloat16", devices=2)
+    rough = train(
+        path, folder / "basic-unet-bfloat16", *steps, "parallel.mode=pipeline", "precision=bfloat16", devices=2
+    )
     assert len(losses(rough)) == 4
     assert losses(rough)[:2] == pytest.approx(losses(exact)[:2], rel=2e-2)
     assert losses(rough)[:2] != pytest.approx(losses(exact)[:2], rel=1e-6), "computed in float32"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import slicerio
 
-from tests.end_to_end.command import LAMPSEG, lampseg, losses, succeed
+from tests.end_to_end.command import lampseg, losses, succeed, train
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -37,8 +37,7 @@ def converted(folder: Path) -> Path:
 def predicted(converted: Path, folder: Path) -> Path:
     """The folder of the prediction, after a few steps of the example's configuration on two devices."""
     run, out = folder / "chest-run", folder / "chest-predictions"
-    command = (*LAMPSEG, "train", EXAMPLES / "chest_ct.yaml", "--run", run, f"data.root={converted}", *TINY)
-    succeed((*command, "--devices", "2"), folder=folder / "chest-run.log")
+    train(EXAMPLES / "chest_ct.yaml", run, f"data.root={converted}", *TINY, devices=2)
     assert len(losses(run)) == 7
     assert json.loads((run / "best.json").read_text())["step"] == 7, "nothing to select by"
     lampseg("predict", "--run", run, "--out", out, converted / "imagesTr")

@@ -102,7 +102,12 @@ def dropout_cases() -> list[Case]:
 
 
 def bfloat16_cases() -> list[Case]:
-    return [Case("unet", 1, EVEN[:2], precision="bfloat16"), Case("unet", 2, EVEN[:2], "v", precision="bfloat16")]
+    """The first is the reference.
+
+    No level has two planes: there torch 2.13 leaves memory of before in the weights' gradient on CPUs with bfloat16.
+    """
+    shapes = ((1, 1, 24, 16, 8),) * 2
+    return [Case("unet", 1, shapes, precision="bfloat16"), Case("unet", 2, shapes, "v", precision="bfloat16")]
 
 
 EXACT = [

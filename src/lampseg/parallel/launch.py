@@ -118,7 +118,7 @@ def run_worker(main: Callable[[], None]) -> None:
         if lost:
             time.sleep(_GRACE)
         handler.record_exception(error)
-        if not isinstance(error, UserError | KeyboardInterrupt):
+        if not (isinstance(error, UserError) or interrupted(error)):
             traceback.print_exc()
         elif isinstance(error, UserError) and not prepared_by_launcher():
             sys.stderr.write(f"lampseg: {error}\n")  # torchrun would only show its table of failures
@@ -127,6 +127,13 @@ def run_worker(main: Callable[[], None]) -> None:
         if isinstance(error, OutOfMemory):
             os._exit(NO_MEMORY)
         os._exit(USER_ERROR if isinstance(error, UserError) else FAILURE)
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or came of it: torch puts a mode aside while it calls it, and then can't leave it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _rank_of_cause(failure: ProcessFailure) -> int:
