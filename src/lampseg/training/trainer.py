@@ -19,6 +19,7 @@ from lampseg.parallel.randomness import mix
 from lampseg.parallel.spatial.runner import SlabRunner
 from lampseg.parallel.spatial.self_check import check_slabs
 from lampseg.parallel.state import named_state
+from lampseg.parallel.tiled.runner import TileRunner
 from lampseg.parallel.world import World
 from lampseg.partition import Plan
 from lampseg.training.ahead import ReadAhead
@@ -95,7 +96,7 @@ class Trainer:
     def _check_slabs(self) -> None:
         """Refuses to start where slabs are not what the whole volume is; once for each grid and what runs again."""
         runner = self.model.runner
-        if runner.spatial is None:
+        if isinstance(runner, TileRunner) or runner.spatial is None:
             return
         slabs, recomputed = runner.choices.slabs, runner.choices.recomputed
         if (slabs, recomputed) not in self._checked:
