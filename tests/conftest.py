@@ -13,6 +13,7 @@ DEAREST = (
     "end_to_end/test_importable_network.py",
     "end_to_end/test_spatial.py",
     "equivalence/test_pipeline.py",
+    "equivalence/test_mesh.py",
     "equivalence/test_spatial.py",
     "end_to_end/test_planning.py",
     "end_to_end/test_benchmark.py",
