@@ -17,7 +17,8 @@ from lampseg.commands.predict_model import trained_in_slabs
 from lampseg.config import load_config
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import plans_from_json
-from lampseg.training.plans import hardware_of, make_plans
+from lampseg.training.plans import make_plans
+from lampseg.training.subject import hardware_of
 from tests.end_to_end.command import lampseg, losses, metrics, steps, train
 from tests.end_to_end.small import refused
 from tests.end_to_end.test_training import largest_difference

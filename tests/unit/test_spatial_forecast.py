@@ -138,7 +138,8 @@ def test_more_devices_than_stages_share_volumes() -> None:
     from lampseg.config import Config
     from lampseg.hardware.device import hardware_for
     from lampseg.parallel.devices import parse_devices
-    from lampseg.training.plans import Subject, make_plans
+    from lampseg.training.plans import make_plans
+    from lampseg.training.subject import Subject
 
     config = Config.model_validate(
         {

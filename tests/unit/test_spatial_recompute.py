@@ -20,7 +20,8 @@ from lampseg.parallel.spatial.recompute import Recompute
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.plan import Choices, Plan, describe_choices
 from lampseg.partition.show import recomputed_text
-from lampseg.training.plans import Subject, make_plans, plans_given
+from lampseg.training.plans import make_plans, plans_given
+from lampseg.training.subject import Subject
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -24,7 +24,8 @@ from lampseg.partition.planner import cut_for
 from lampseg.recording.live import LiveBytes
 from lampseg.training.loss import HybridLoss, mini_batch_loss
 from lampseg.training.planned_loss import planned_loss
-from lampseg.training.plans import Subject, make_plans, plans_given
+from lampseg.training.plans import make_plans, plans_given
+from lampseg.training.subject import Subject
 from lampseg.training.supervision import supervised_loss
 from tests.equivalence.any_network import CLASSES, build
 

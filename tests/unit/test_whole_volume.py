@@ -8,7 +8,7 @@ from lampseg.config import parse_config
 from lampseg.errors import UserError
 from lampseg.networks import build_network
 from lampseg.parallel.devices import parse_devices
-from lampseg.training.plans import Subject, hardware_of
+from lampseg.training.subject import Subject, hardware_of
 from lampseg.training.whole_volume import Need, needs, parse_networks
 
 

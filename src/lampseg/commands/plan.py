@@ -12,7 +12,8 @@ from lampseg.partition import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices, largest_patch
 from lampseg.training.patches import check_patch, patches_of
-from lampseg.training.plans import Size, Subject, hardware_of, in_slabs_if_asked
+from lampseg.training.plans import in_slabs_if_asked
+from lampseg.training.subject import Size, Subject, hardware_of
 from lampseg.units import parse_bytes
 
 

@@ -26,7 +26,8 @@ from lampseg.partition import Plan, plans_from_json, plans_to_json
 from lampseg.partition.show import plan_paragraph
 from lampseg.training.job import Job, largest_volume, padded_stages, prepare_job, smallest_volume
 from lampseg.training.out_of_memory import RECORD, learnt, read_shortage
-from lampseg.training.plans import Subject, hardware_of, make_plans, plans_given
+from lampseg.training.plans import make_plans, plans_given
+from lampseg.training.subject import Subject, hardware_of
 from lampseg.training.trainer import Trainer
 
 RMSPROP_OPTIONS = ("alpha", "eps", "momentum", "weight_decay", "centered")
