@@ -87,7 +87,7 @@ def ours(load: Load, plan: Plan, *, world: World) -> Callable[[], dict[str, floa
 
 
 def traffic(runner: Any) -> tuple[int, ...]:
-    if not hasattr(runner, "spatial"):
+    if runner.spatial is None:
         return (0,) * len(COUNTED)
     return tuple(getattr(runner.spatial.traffic, key) for key in COUNTED)
 
