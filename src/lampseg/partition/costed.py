@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from lampseg.hardware.device import Hardware, Precision, hardware_for
+from lampseg.hardware.faults import refuse_faulty
 from lampseg.partition.cost import IntervalCosts, Rates, Regime
 from lampseg.partition.plan import Recompute
 from lampseg.recording.around import Around
@@ -35,8 +36,12 @@ def record_for(
     backward: bool = False,
     around: Around | None = None,
 ) -> Graph:
-    """Records the network as it runs in a precision, with autograd on or off; with `backward` its backward, too."""
-    return record(
+    """Records the network as it runs in a precision, with autograd on or off; with `backward` its backward, too.
+
+    Raises:
+        UserError: it can't be recorded, or its gradients would be wrong there (`hardware.faults`).
+    """
+    graph = record(
         network,
         shape=shape,
         dtype=torch.float64 if precision == "float64" else torch.float32,
@@ -46,6 +51,9 @@ def record_for(
         backward=backward,
         around=around,
     )
+    if gradients:
+        refuse_faulty(graph, precision=precision, device=device)
+    return graph
 
 
 @dataclass(frozen=True)
