@@ -36,7 +36,12 @@ Solve = Callable[[Problem], Found]
 
 
 def largest_patch(
-    problem: Problem, *, stride: Sequence[int], volume: Sequence[int], solve: Solve = Problem.solve
+    problem: Problem,
+    *,
+    stride: Sequence[int],
+    volume: Sequence[int],
+    solve: Solve = Problem.solve,
+    roughly: bool = False,
 ) -> tuple[tuple[int, ...], Plan] | None:
     """The largest patch that fits the problem's devices, and its plan; None if not even the smallest does.
 
@@ -48,6 +53,7 @@ def largest_patch(
         stride: total stride of the network, for each axis.
         volume: the largest volume in voxels.
         solve: finds the plan of a problem; it may be another kind of plan than stages.
+        roughly: take the first that fits, of those that should just do so.
     """
     step = math.lcm(*stride)
     whole = tuple(-(-size // s) * s for size, s in zip(volume, stride))
@@ -69,6 +75,8 @@ def largest_patch(
             continue
         if found.fits:
             best, low = (size, found.plan), middle + 1
+            if roughly:
+                break
             middle, stride_up = min(high, middle + stride_up), 2 * stride_up
             continue
         high = middle - 1
@@ -165,7 +173,7 @@ def levers(problem: Problem, *, stride: Sequence[int], solve: Solve = Problem.so
         f"{fewest.choices.processes if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
     )
     coarse = [max(step, step * (COARSE // step)) for step in stride]
-    patch = largest_patch(problem, stride=coarse, volume=problem.size, solve=solve)
+    patch = largest_patch(problem, stride=coarse, volume=problem.size, solve=solve, roughly=True)
     size = None if patch is None else list(patch[0])
     yield Lever(f"a patch of {size}" if size else "a smaller patch", patch[1] if patch else None, bool(patch))
 

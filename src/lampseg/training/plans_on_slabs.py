@@ -7,13 +7,11 @@ from lampseg.errors import UserError
 from lampseg.parallel.spatial.forecast import slab_plan
 from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
 from lampseg.parallel.spatial.mixed import by_rank, on_slabs
+from lampseg.parallel.spatial.recompute import Recompute
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
-from lampseg.training.slab_recompute import best_of, lack, with_recompute
+from lampseg.training.slab_recompute import HOPELESS, best_of, lack, with_recompute
 from lampseg.training.subject import Subject
-
-HOPELESS = 1.1
-"""Where by a rough plan slabs need so many times the memory, they do not fit."""
 
 
 def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_to_recompute: bool = True) -> Found:
@@ -58,13 +56,15 @@ def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_
             slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory, roughly=True)
         ]
     found = [Found(plan, fits=lack(plan, problem) <= 1) for plan in plans]
-    found = with_recompute(found, problem, model, stride=subject.stride, allowed=open_to_recompute)
+    searches: dict[tuple[int, ...], Recompute] = {}
+    stride = subject.stride
+    found = with_recompute(found, problem, model, stride=stride, searches=searches, allowed=open_to_recompute)
     best = best_of(found, problem)
     if roughly or lack(best.plan, problem) > HOPELESS:
         return best
     plan = slab_plan(model, best.plan.choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
     exact = [Found(plan, fits=lack(plan, problem) <= 1)]
-    return with_recompute(exact, problem, model, stride=subject.stride, exactly=True)[0]
+    return with_recompute(exact, problem, model, stride=stride, searches=searches, exactly=True)[0]
 
 
 def mixed(subject: Subject, problem: Problem, *, on_way: Callable[[], None] = lambda: None) -> Found:

@@ -9,6 +9,9 @@ from lampseg.partition.plan import Plan
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
 
+HOPELESS = 1.1
+"""Where by a rough plan slabs need so many times the memory, they do not fit."""
+
 
 def with_recompute(
     found: Sequence[Found],
@@ -16,6 +19,7 @@ def with_recompute(
     model: CostedNetwork,
     *,
     stride: Sequence[int],
+    searches: dict[tuple[int, ...], Recompute],
     allowed: bool = True,
     exactly: bool = False,
 ) -> list[Found]:
@@ -25,7 +29,8 @@ def with_recompute(
     does `all_but_last`, as the backward of each micro-batch follows its forward at once.
 
     Args:
-        found: plans with slabs.
+        found: plans with slabs. The one that lacks least is searched; others only if that comes near to fitting.
+        searches: by grid, those made so far: what a module takes is measured once.
         allowed: False takes `auto` for `none`.
         exactly: rehearse every kind of slab; else the fullest only.
     """
@@ -34,7 +39,15 @@ def with_recompute(
         return list(found)
     if not always and (problem.recompute is not None or not allowed or any(each.fits for each in found)):
         return list(found)
-    return [_recomputing(each.plan, problem, model, stride=stride, exactly=exactly) for each in found]
+    ways: list[Found] = []
+    for each in sorted(found, key=lambda each: lack(each.plan, problem)):
+        if ways and not always and (ways[0].fits or lack(ways[0].plan, problem) > HOPELESS):
+            break
+        grid = each.plan.choices.slabs
+        if grid not in searches:
+            searches[grid] = Recompute(model, each.plan.choices, stride=stride, loss=problem.loss)
+        ways.append(_recomputing(searches[grid], problem, model, stride=stride, exactly=exactly))
+    return ways
 
 
 def best_of(found: Sequence[Found], problem: Problem) -> Found:
@@ -50,8 +63,9 @@ def lack(plan: Plan, problem: Problem) -> float:
     return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
-def _recomputing(plan: Plan, problem: Problem, model: CostedNetwork, *, stride: Sequence[int], exactly: bool) -> Found:
-    search = Recompute(model, plan.choices, stride=stride, loss=problem.loss)
+def _recomputing(
+    search: Recompute, problem: Problem, model: CostedNetwork, *, stride: Sequence[int], exactly: bool
+) -> Found:
     if problem.memory is not None and problem.recompute != "all":
         fitting = search.fitting(problem.memory, margin=problem.margin, exactly=exactly)
         if fitting is not None:
