@@ -1,13 +1,17 @@
 """The forecast for slabs: grids, bytes and messages against counts by hand, and what can't be cut."""
 
 import itertools
+from itertools import chain, pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lampseg.config import Config
 from lampseg.errors import UserError
+from lampseg.hardware.device import hardware_for
 from lampseg.networks import UNet
+from lampseg.parallel.devices import parse_devices
 from lampseg.parallel.spatial import NotExactError, SpatialParallel, check_slabs
 from lampseg.parallel.spatial.forecast import slab_plan
 from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
@@ -15,6 +19,8 @@ from lampseg.parallel.spatial.layout import spread_edges
 from lampseg.parallel.spatial.window import Spread, Window
 from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.plan import Plan
+from lampseg.training.plans import make_plans, plans_given
+from lampseg.training.subject import Subject
 from tests.equivalence.any_network import build
 
 
@@ -135,12 +141,6 @@ def test_the_self_check_finds_what_no_rule_can() -> None:
 
 def test_more_devices_than_stages_share_volumes() -> None:
     """Three convolutions can't be cut for eight devices, but the volume can."""
-    from lampseg.config import Config
-    from lampseg.hardware.device import hardware_for
-    from lampseg.parallel.devices import parse_devices
-    from lampseg.training.plans import make_plans
-    from lampseg.training.subject import Subject
-
     config = Config.model_validate(
         {
             "data": {"root": "unused"},
@@ -154,3 +154,39 @@ def test_more_devices_than_stages_share_volumes() -> None:
     (plan,) = make_plans(subject)
     assert plan.choices.sharing == 8
     assert "not possible" in plan.alternatives[0].verdict
+
+
+class Heavy(torch.nn.Module):
+    """Large operations, which no stage divides, and large weights, which no slab does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        widths = [1, channels, channels, channels]
+        pairs = [(torch.nn.Conv3d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in pairwise(widths)]
+        self.layers = torch.nn.Sequential(*chain(*pairs), torch.nn.Conv3d(channels, 2, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layers(x)
+        return out
+
+
+def test_stages_on_slabs_where_neither_fits() -> None:
+    """On four devices stages alone need 43 MiB and slabs alone 33; two stages on two slabs do with 32."""
+    config = Config.model_validate(
+        {
+            "data": {"root": "unused"},
+            "curriculum": [{"patch": "whole", "batch": 1, "steps": 1}],
+            "parallel": {"devices": "4x32MiB"},
+        }
+    )
+    devices = parse_devices("4x32MiB", planning=True)
+    hardware = hardware_for(kind="cpu", name="cpu", processes=4)
+    subject = Subject(config, Heavy(192), 2, (1, 1, 1), (20, 20, 20), devices, hardware)
+    (plan,) = make_plans(subject)
+    assert (plan.choices.devices, plan.choices.sharing) == (2, 2)
+    assert [load.index for load in plan.devices] == [0, 1, 2, 3]
+    assert plan.peak_bytes <= 32 * 2**20
+    assert {other.verdict for other in plan.alternatives} == {"does not fit"}
+    (again,) = plans_given(subject, [plan], source="plan.json")
+    assert again.choices == plan.choices
+    assert again.peak_bytes == plan.peak_bytes
