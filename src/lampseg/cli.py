@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     with uncollected():  # this loads PyTorch
-        from lampseg.parallel.launch import WorkerError, is_worker, run_worker
+        from lampseg.parallel.launch import WorkerError, interrupted, is_worker, run_worker
 
     console = Console(stderr=True)
     try:
@@ -62,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it closes it
         sys.exit(1)
     except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if not interrupted(error):
+            raise
         sys.exit(INTERRUPTED)
 
 

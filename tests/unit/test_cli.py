@@ -164,6 +164,21 @@ def test_exit_codes(
     assert ended(["train", config, "--run", "x"], capsys) == (code, said)
 
 
+def test_ctrl_c_that_torch_turns_into_another_error(
+    config: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt while torch has put a mode aside: leaving the mode fails."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    monkeypatch.setattr(lampseg.commands.train, "train", fail)
+    assert ended(["train", config, "--run", "x"], capsys) == (130, "")
+
+
 def test_a_fault_of_ours_keeps_its_traceback(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
