@@ -87,7 +87,10 @@ def test_every_thickness(tile: int) -> None:
 @pytest.mark.parametrize("name", ["ours-instance", "ours-batch", "ours-se", "basicunet", "residualencoderunet"])
 def test_rounds_like_the_whole(name: str, precision: str) -> None:
     """As near to the whole in float64 as the whole in that precision is; and the same dtypes come out."""
-    run = Run(name, "", shape=SHAPES[name], precision=precision)
+    samples, channels, planes, *plane = SHAPES[name]
+    if precision == "bfloat16":  # no level of two planes: PyTorch's gradients are wrong there (hardware/faults.py)
+        planes = {"basicunet": 48}.get(name, 24)
+    run = Run(name, "", shape=(samples, channels, planes, *plane), precision=precision)
     found, rounded, precise = run_tiled(run, tile=THIN), run_whole(run), run_whole(replace(run, precision="float64"))
     assert [t.dtype for t in found["outputs"]] == [t.dtype for t in rounded["outputs"]]
     assert {n: g.dtype for n, g in found["gradients"].items()} == {n: g.dtype for n, g in rounded["gradients"].items()}
