@@ -191,6 +191,16 @@ def test_stages_on_slabs_train_as_one_device_does(whole: Path, mixed: Path) -> N
     assert dice[0] == pytest.approx(dice[1], abs=1e-9)
 
 
+def test_stages_on_slabs_resume_what_one_device_began(short: Path, folder: Path, whole: Path) -> None:
+    """Weights and the optimizer's numbers go to all ranks that share a stage."""
+    run = folder / "mixed-resumed"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000005")
+    resumed = train(short, run, "parallel.mode=pipeline", "parallel.slabs=[2, 1, 1]", devices=4, resume=True)
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-9)
+    assert largest_difference(resumed, whole) < 1e-6
+
+
 def test_memory_of_stages_on_slabs_is_what_the_plan_says(mixed: Path) -> None:
     plans = plans_from_json((mixed / "plan.json").read_text())
     assert [(plan.choices.devices, plan.choices.slabs) for plan in plans] == [(2, (2, 1, 1))] * 2
