@@ -2,22 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lampseg.hardware.device import Hardware, Precision
+from lampseg.hardware.device import Hardware
 from lampseg.parallel.fake_state import FakeState, fake_state
 from lampseg.parallel.spatial.checkpointed import modules_of, recomputing
 from lampseg.parallel.spatial.cutting import AXES
 from lampseg.parallel.spatial.mode import SpatialParallel
+from lampseg.parallel.whole_network import kernel_seconds, whole_load, whole_stage
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
 from lampseg.partition.placement import place
-from lampseg.partition.plan import Choices, DeviceLoad, Plan, Stage
+from lampseg.partition.plan import Choices, Plan
 from lampseg.recording.backward import EmptyLoss
-from lampseg.recording.kernel import Kernel
 from lampseg.recording.tally import Tally, tally
 
 
@@ -74,8 +74,32 @@ def slab_plan(
                     model, fake, slabs, where, stride=stride, loss=loss, recomputed=choices.recomputed
                 )
     each = [costs[kind] for kind in kinds]
-    stage = _stage(model, each)
-    loads = tuple(_load(model, choices, n, cost, stage, memory) for n, cost in enumerate(each))
+    # At the pace of the slowest slab: the others wait for its halos.
+    slowest = max(each, key=lambda cost: cost.forward_seconds + cost.backward_seconds)
+    stage = replace(
+        whole_stage(
+            model,
+            slowest.tally,
+            forward_seconds=slowest.forward_seconds,
+            backward_seconds=slowest.backward_seconds,
+        ),
+        activation_bytes=max(cost.tally.saved_bytes for cost in each),
+        extra_bytes=max(cost.tally.extra_bytes for cost in each),
+        receive_bytes=slowest.halo_bytes,
+        send_bytes=slowest.halo_bytes,
+    )
+    loads = tuple(
+        whole_load(
+            model,
+            choices,
+            cost.tally,
+            stage,
+            index=n,
+            memory=None if memory is None else min(memory[n :: choices.sharing]),
+            seconds=cost.forward_seconds + cost.backward_seconds,
+        )
+        for n, cost in enumerate(each)
+    )
     seconds = choices.share * (stage.forward_seconds + stage.backward_seconds)
     seconds += model.hardware.optimizer_seconds(stage.parameter_bytes)
     seconds += model.hardware.all_reduce_seconds(stage.gradient_bytes, choices.processes)
@@ -220,78 +244,3 @@ def traffic_so_far(spatial: SpatialParallel, hardware: Hardware) -> tuple[float,
         seconds += hardware.all_reduce_seconds(sent.collective_bytes, axis.size) if sent.collectives else 0.0
     total = spatial.traffic
     return seconds, total.halo_bytes, total.halo_messages, total.collective_bytes, total.collectives
-
-
-def kernel_seconds(model: CostedNetwork, kernels: Sequence[Kernel]) -> float:
-    """What kernels take, one after the other."""
-    precision = cast(Precision, model.precision)
-    return sum(model.hardware.seconds(kernel, precision=precision) for kernel in kernels)
-
-
-def _stage(model: CostedNetwork, costs: Sequence[SlabCost]) -> Stage:
-    """The whole network, at the pace of the slowest slab: the others wait for its halos."""
-    graph = model.graph
-    first = next((op for op in graph.operations if not op.plain), graph.operations[0])
-    parameters = dict(model.network.named_parameters())
-    trained = sum(_nbytes(p) for p in parameters.values() if p.requires_grad)
-    slowest = max(costs, key=lambda cost: cost.forward_seconds + cost.backward_seconds)
-    kernels = (*slowest.tally.forward, *slowest.tally.backward)
-    return Stage(
-        index=0,
-        device=0,
-        first=0,
-        last=len(graph.operations),
-        begins=f"{first.name} @ {first.module or 'network'}",
-        modules=tuple(dict.fromkeys(op.module for op in graph.operations if op.module)),
-        recompute="none",
-        parameters=sum(p.numel() for p in parameters.values()),
-        parameter_bytes=sum(_nbytes(t) for t in (*parameters.values(), *model.network.buffers())),
-        gradient_bytes=trained,
-        optimizer_bytes=int(trained * model.optimizer),
-        activation_bytes=max(cost.tally.saved_bytes for cost in costs),
-        in_flight=1,
-        receive_bytes=slowest.halo_bytes,
-        send_bytes=slowest.halo_bytes,
-        extra_bytes=max(cost.tally.extra_bytes for cost in costs),
-        flops=sum(kernel.flops for kernel in kernels),
-        forward_seconds=slowest.forward_seconds,
-        backward_seconds=slowest.backward_seconds,
-    )
-
-
-def _load(
-    model: CostedNetwork, choices: Choices, index: int, cost: SlabCost, stage: Stage, memory: Sequence[float] | None
-) -> DeviceLoad:
-    precision = cast(Precision, model.precision)
-    kernels = (*cost.tally.forward, *cost.tally.backward)
-    library = max((model.hardware.workspace_bytes(kernel, precision) for kernel in kernels), default=0.0)
-    library += model.hardware.reserve_bytes
-    kept, passing = cost.tally.saved_bytes, cost.tally.extra_bytes
-    state = stage.parameter_bytes + stage.optimizer_bytes
-    # Of a single micro-batch, the gradients are made during the backward, which counts them.
-    before = stage.gradient_bytes if choices.share > 1 else 0
-    sizes = [_nbytes(p) for p in model.network.parameters() if p.requires_grad]
-    roots = (sum(sizes) if model.graph.input.device.type == "cuda" else max(sizes)) if sizes else 0
-    stepping = state + stage.gradient_bytes + roots
-    tensors = max(state + before + kept + passing, stepping)
-    if tensors == stepping:
-        kept = 0
-    rest = tensors - state - kept
-    gradients = min(stage.gradient_bytes, rest)
-    return DeviceLoad(
-        index=index,
-        memory_bytes=None if memory is None else min(memory[index :: choices.sharing]),
-        parameter_bytes=stage.parameter_bytes,
-        gradient_bytes=gradients,
-        optimizer_bytes=stage.optimizer_bytes,
-        activation_bytes=kept,
-        boundary_bytes=0,
-        temporary_bytes=rest - gradients,
-        library_bytes=int(library),
-        peak_bytes=tensors + int(library),
-        busy_seconds=choices.share * (cost.forward_seconds + cost.backward_seconds),
-    )
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

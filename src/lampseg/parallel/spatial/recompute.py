@@ -9,11 +9,11 @@ from lampseg.parallel.spatial.forecast import (
     Rehearsal,
     fullest,
     hold_anew,
-    kernel_seconds,
     rehearsal,
     slab_plan,
     traffic_so_far,
 )
+from lampseg.parallel.whole_network import kernel_seconds
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
 from lampseg.partition.plan import Choices, Plan
 from lampseg.partition.stretches import Stretch, leanest, quickest
