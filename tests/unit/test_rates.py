@@ -101,7 +101,7 @@ def test_a_gpu_starts_the_next_kernel_while_one_runs() -> None:
 
 
 def test_passes_of_a_norm_take_as_long_as_the_operator_that_makes_them_all() -> None:
-    """Statistics and result, sums and gradient: the operators of a synchronised norm are those that make up the other."""
+    """Statistics and result, sums and gradient: a synchronised norm makes the passes of the other one by one."""
     rates = preset("h100", kind="cuda").rates["bfloat16"]
     size = 10**9
 

@@ -87,8 +87,8 @@ class Rates:
     optimizer_seconds_per_byte: float
     """One step of RMSprop, for each byte of the parameters."""
     asynchronous: bool = False
-    """The host only starts kernels (CUDA): while one runs, it starts the next, so that of the overhead and the work only
-    the longer counts. What starts no kernel, as an allocation, costs nothing then."""
+    """The host only starts kernels (CUDA): while one runs, it starts the next, so that only the longer of overhead and
+    work counts. What starts no kernel, as an allocation, costs nothing then."""
 
     def seconds(self, kernel: Kernel, *, itemsize: int, fallback: bool) -> float:
         """One call.

@@ -44,7 +44,7 @@ from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
 
-ENOUGH = 16
+ENOUGH = 4
 """Planes. Of thinner slabs the ends, which are computed by themselves, would be too large a part."""
 
 
@@ -68,7 +68,7 @@ class SpatialParallel(TorchFunctionMode):
             one). One, two or three.
         stride: the network's total down-sampling along each spatial dimension: edges of slabs lie on its multiples.
         overlapped: compute the interior of a convolution while its halo travels. None: on CUDA, for slabs of at least
-            ENOUGH planes; on a CPU, where messages take a core themselves, there is nothing to gain.
+            ENOUGH planes that are larger than the weights; on a CPU, where messages take a core themselves, there is nothing to gain.
         seed: for random operations; the same on every rank.
     """
 
@@ -303,10 +303,13 @@ class SpatialParallel(TorchFunctionMode):
         """Whether functions of `x` run on CUDA or, in a rehearsal where there is none, stand for such."""
         return x.is_cuda or (self.device == "cuda" and isinstance(x, FakeTensor))
 
-    def overlapped(self, x: Tensor, dim: int) -> bool:
-        """Whether the interior is computed first, before a convolution whose last halo is along `dim`."""
+    def overlapped(self, x: Tensor, dim: int, weight: Tensor) -> bool:
+        """Whether the interior is computed first, before a convolution whose last halo is along `dim`.
+
+        That reads the weights anew for each end, and spares copies of the slab.
+        """
         if self._overlapped is None:
-            return self.on_cuda(x) and x.shape[dim] >= ENOUGH
+            return self.on_cuda(x) and x.shape[dim] >= ENOUGH and x.numel() >= weight.numel()
         return self._overlapped
 
     def local(self, shard: Shard) -> int:
