@@ -68,7 +68,8 @@ class SpatialParallel(TorchFunctionMode):
             one). One, two or three.
         stride: the network's total down-sampling along each spatial dimension: edges of slabs lie on its multiples.
         overlapped: compute the interior of a convolution while its halo travels. None: on CUDA, for slabs of at least
-            ENOUGH planes that are larger than the weights; on a CPU, where messages take a core themselves, there is nothing to gain.
+            ENOUGH planes that are larger than the weights; on a CPU, where messages take a core themselves, there is
+            nothing to gain.
         seed: for random operations; the same on every rank.
     """
 

@@ -129,7 +129,7 @@ class Fused:
         return mean, inverse
 
     def variance(self, scatter: Tensor, eps: float) -> Tensor:
-        return scatter.pow(-2).sub_(eps).clamp_(min=0)
+        return scatter.pow(-2).sub_(eps)
 
     def inverse(self, scatter: Tensor, eps: float) -> Tensor:
         return scatter

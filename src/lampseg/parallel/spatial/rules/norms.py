@@ -65,11 +65,10 @@ def _normalised(mode: SpatialParallel, func: Function, given: dict[str, Any], se
 
 def _update(given: dict[str, Any], found: Statistics, samples: int) -> None:
     """The running statistics, as every rank computes them alike: with the unbiased variance, the mean over samples."""
-    momentum = given.get("momentum", 0.1)
     unbiased = found.count / (found.count - 1) if found.count > 1 else math.nan
     for name in ("running_mean", "running_var"):
         buffer = given.get(name)
         if buffer is not None:
             value = found.mean if name == "running_mean" else found.variance() * unbiased
             value = value.view(samples, -1).mean(0) if samples > 1 else value
-            buffer.copy_(buffer * (1 - momentum) + value.to(buffer.dtype) * momentum)
+            buffer.lerp_(value.to(buffer.dtype), given.get("momentum", 0.1))
