@@ -11,9 +11,6 @@ from torch.autograd import Function
 from lampseg.parallel.spatial.exchange import Axis
 from lampseg.parallel.spatial.norm_kernels import Composed, Fused, Kernels, Table, gradient_of
 
-Reduction = Callable[[Tensor], Tensor]
-"""Sums (..., N, C) over each set of rows that share statistics; the sum stands at every member."""
-
 
 @dataclass(frozen=True)
 class Cut:
@@ -170,23 +167,3 @@ def normalise(
             x, weight, bias, eps, sets, tuple(cuts), Fused() if fused else Composed(), found
         )
     return out, found
-
-
-def alone(t: Tensor) -> Tensor:
-    """Instance norm: every row for itself."""
-    return t
-
-
-def over_samples(t: Tensor) -> Tensor:
-    """Batch norm: all samples together."""
-    return t.sum(-2, keepdim=True).expand_as(t)
-
-
-def over_groups(groups: int) -> Reduction:
-    """Group norm: the channels of a group."""
-
-    def reduce(t: Tensor) -> Tensor:
-        grouped = t.reshape(*t.shape[:-1], groups, -1)
-        return grouped.sum(-1, keepdim=True).expand_as(grouped).reshape(t.shape)
-
-    return reduce
