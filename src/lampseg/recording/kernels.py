@@ -57,6 +57,8 @@ def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """The tensors of a structure, in pytree order."""
+    if isinstance(tree, Tensor):
+        return [tree]
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

@@ -8,10 +8,10 @@ so the receiver posts its receives in that order, whatever the order in which it
 be done once the receiver has come to the action that receives. It is waited for at an action of its sender that, by the
 timetable, is fed (its device is free, and what it reads is there) after the receiving action is and not before that has
 ended. Then no ring of processes can wait for each other: let every action wait for the one before it on its device, for
-those whose messages it reads, and for those that receive what it waits for. None of these is fed later by the timetable,
-and those of the last sort are fed earlier. A ring would have to come back to the time it set out from, so none of its
-waits is of the last sort; and without these the actions are those of the timetable, which are in order. How long the
-actions really take does not matter.
+those whose messages it reads, and for those that receive what it waits for. None of these is fed later by the
+timetable, and those of the last sort are fed earlier. A ring would have to come back to the time it set out from, so
+none of its waits is of the last sort; and without these the actions are those of the timetable, which are in order. How
+long the actions really take does not matter.
 """
 
 from bisect import bisect_left, bisect_right

@@ -24,6 +24,7 @@ from lampseg.recording.kernels import storage_of, tensors_in
 from lampseg.recording.recorder import fill_slots, function_name
 
 _LABEL = "_lampseg_value"
+_ATOMS = (Tensor, int, float, str, type(None), torch.dtype, torch.device)
 
 
 class StageMode(TorchFunctionMode):
@@ -121,10 +122,14 @@ class StageMode(TorchFunctionMode):
         return self._run(op, func, args, kwargs)
 
     def _run(self, op: Operation, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = tree_map_only(Tensor, self._real, (args, kwargs))
+        if all(map(_flat, (*args, *kwargs.values()))):  # pytree takes longer than small kernels do
+            args = tuple(self._real(arg) if isinstance(arg, Tensor) else arg for arg in args)
+            kwargs = {name: self._real(arg) if isinstance(arg, Tensor) else arg for name, arg in kwargs.items()}
+        else:
+            args, kwargs = tree_map_only(Tensor, self._real, (args, kwargs))
         with self._random(op):
             out = func(*args, **kwargs)
-        out = self._checked(op, out, tensors_in((args, kwargs)))
+        out = self._checked(op, out, args, kwargs)
         if self._sending:
             for tensor, spec in zip(tensors_in(out), op.outputs, strict=True):
                 # By the recording, not by the live object: contiguous() may copy here and not there.
@@ -147,7 +152,7 @@ class StageMode(TorchFunctionMode):
         with seeded(seed, self._device), contextlib.nullcontext() if self._drawing is None else self._drawing(seed):
             yield
 
-    def _checked(self, op: Operation, out: Any, inputs: list[Tensor]) -> Any:
+    def _checked(self, op: Operation, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result, if it is of the recorded shapes; with memory of its own where the recorded one had.
 
         A received tensor is contiguous even if the sent one was not: contiguous() or reshape() may then return
@@ -163,7 +168,7 @@ class StageMode(TorchFunctionMode):
             )
         if not self._routes.receives:
             return out
-        shared = {storage_of(tensor) for tensor in inputs}
+        shared = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
         fresh = (isinstance(spec, NewTensor) and spec.fresh for spec in op.outputs)
         copied = {id(t): t.clone() for t, new in zip(tensors, fresh, strict=True) if new and storage_of(t) in shared}
         return tree_map_only(Tensor, lambda t: copied.get(id(t), t), out) if copied else out
@@ -216,3 +221,10 @@ class StageMode(TorchFunctionMode):
         for value in dict.fromkeys(route.value.id for route in self._routes.sends.get(operation, ())):
             self._send(value, self._made.pop(value))
             self._sent.add(value)
+
+
+def _flat(argument: Any) -> bool:
+    """Whether it is a tensor, or surely holds none; False: perhaps it does."""
+    if isinstance(argument, tuple | list):
+        return all(isinstance(item, int) for item in argument)
+    return isinstance(argument, _ATOMS)
