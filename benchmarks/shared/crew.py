@@ -20,9 +20,13 @@ Make = Callable[[World | None], Callable[[], dict[str, float]]]
 
 
 class Crew:
-    """The two processes, or the one."""
+    """The two processes, or the one.
 
-    def __init__(self, size: int, *, threads: int) -> None:
+    Args:
+        kept: whether one process alone keeps freed memory, as processes that form a world do.
+    """
+
+    def __init__(self, size: int, *, threads: int, kept: bool = True) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -31,7 +35,7 @@ class Crew:
         pipes = [context.Pipe() for _ in range(size)]
         self._pipes = [mine for mine, _ in pipes]
         self.processes = [
-            context.Process(target=_main, args=(rank, size, port, threads, theirs), daemon=True)
+            context.Process(target=_main, args=(rank, size, port, threads, kept, theirs), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self.processes:
@@ -87,11 +91,11 @@ def crews(sizes: Sequence[tuple[int, int]]) -> Iterator[list[Crew]]:
             crew.end()
 
 
-def _main(rank: int, size: int, port: int, threads: int, pipe: Connection) -> None:
+def _main(rank: int, size: int, port: int, threads: int, kept: bool, pipe: Connection) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if size == 1:
-        with freed_memory_kept():
+        with freed_memory_kept(wanted=kept):
             _serve(None, pipe)
         return
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
