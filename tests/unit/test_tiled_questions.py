@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from lampseg.commands.plan import plan_fewest_devices, plan_largest_patch
 from lampseg.errors import UserError
@@ -14,6 +15,8 @@ from lampseg.partition.plan import Plan
 from lampseg.training import plans_in_tiles
 from lampseg.training.plans import make_plans
 from lampseg.training.plans_in_tiles import in_tiles
+from lampseg.training.subject import Subject
+from tests.equivalence.any_network import CLASSES
 from tests.unit.test_tiled_forecast import subject
 
 
@@ -79,6 +82,37 @@ def test_several_devices_are_refused_by_name() -> None:
     """They were tried for every patch, so that `not even the smallest patch` fitted."""
     with pytest.raises(UserError, match="tiled is for one device, there are 2: use mode spatial"):
         plan_largest_patch(subject({"devices": "2x1GiB", "mode": "tiled"}))
+
+
+class Linear(nn.Module):
+    """It has no convolution."""
+
+    stride = (1, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
+
+
+def test_a_network_without_convolutions() -> None:
+    """It was planned in tiles that changed nothing."""
+
+    def asked(**parallel: Any) -> Subject:
+        made = subject(parallel, size=8)
+        return replace(made, network=Linear(), stride=(1, 1, 1))
+
+    reason = "nothing in unet can run in tiles"
+    with pytest.raises(UserError, match=reason):
+        make_plans(asked(devices=1, mode="tiled"))
+    with pytest.raises(UserError, match=reason):
+        plan_largest_patch(asked(devices="1x1GiB", mode="tiled"))
+    (plan,) = make_plans(asked(devices=1))
+    assert not any("tiles" in other.label for other in plan.alternatives)
+    with pytest.raises(UserError, match=r"parallel\.mode: tiled: not possible"):
+        make_plans(asked(devices="1x10KiB", mode="pipeline"))
 
 
 def test_the_fewest_devices_in_tiles() -> None:

@@ -73,9 +73,10 @@ def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
         raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
     if subject.config.parallel.mode == "tiled":
         check_alone(subject.devices.count)
-    solve = ways_of(subject).solve
-    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume, solve=solve)
+    problem, solve = subject.problem(-1), ways_of(subject).solve
+    found = largest_patch(problem, stride=subject.stride, volume=subject.volume, solve=solve)
     if found is None:
+        solve(replace(problem, size=subject.volume))  # which says so, if no patch can be planned
         raise UserError(
             f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
             "device(s): use more devices, or a smaller network"

@@ -201,7 +201,10 @@ def levers(problem: Problem, *, stride: Sequence[int], ways: Ways = Ways()) -> I
 
 
 def _lever(problem: Problem, change: str, solve: Solve) -> Lever:
-    found = solve(problem)
+    try:
+        found = solve(problem)
+    except UserError:  # for instance, of tiles: nothing can run in them
+        return Lever(change, None, fits=False)
     return Lever(change, found.plan, found.fits)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lampseg.errors import UserError
 from lampseg.parallel.tiled.forecast import thicknesses, tile_choices, tile_plan
+from lampseg.parallel.tiled.units import units_of
 from lampseg.partition.plan import Alternative, DeviceLoad, Plan, describe_choices
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
@@ -24,7 +25,7 @@ def in_tiles(problem: Problem, *, tile: int | Literal["auto"], tried: int = TRIE
         roughly: try one, for an alternative that is only named.
 
     Raises:
-        UserError: there are several devices.
+        UserError: there are several devices, or nothing in the network can run in tiles.
     """
     check_alone(problem.devices)
     found: list[Found] = []
@@ -50,7 +51,7 @@ def check_alone(devices: int) -> None:
     if devices > 1:
         raise UserError(
             f"parallel.mode: tiled is for one device, there are {devices}: use mode spatial, by which they share every "
-            "volume, or pipeline"
+            "volume, or pipeline, or --devices 1"
         )
 
 
@@ -62,7 +63,10 @@ def or_in_tiles(problem: Problem, found: Found, *, tile: int | Literal["auto"], 
     """
     if problem.recompute is not None or (found.fits and not named):  # tiles recompute
         return found
-    tiles = in_tiles(problem, tile=tile, roughly=found.fits)
+    try:
+        tiles = in_tiles(problem, tile=tile, roughly=found.fits)
+    except UserError:  # nothing can run in tiles
+        return found
     if not found.fits:
         better = tiles if tiles.fits or lack(tiles.plan, problem) < lack(found.plan, problem) else found
         if better is found:
@@ -84,8 +88,14 @@ def or_in_tiles(problem: Problem, found: Found, *, tile: int | Literal["auto"], 
 
 def _planned(problem: Problem, planes: int) -> Plan:
     count = problem.counts()[0]
+    model = problem.costed(count)
+    if not units_of(model.graph):
+        raise UserError(
+            f"parallel.mode: tiled: nothing in {problem.name} can run in tiles: it has no convolution that takes and gives "
+            "one tensor (transposed ones are not cut); use parallel.mode: auto, by which parts of it run again"
+        )
     choices = tile_choices(planes, micro_batches=count)
-    return tile_plan(problem.costed(count), choices, loss=problem.loss, memory=problem.memory)
+    return tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
 
 
 def _hopeless(plan: Plan, problem: Problem) -> bool:
