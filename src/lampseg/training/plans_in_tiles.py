@@ -91,8 +91,8 @@ def _planned(problem: Problem, planes: int) -> Plan:
     model = problem.costed(count)
     if not units_of(model.graph):
         raise UserError(
-            f"parallel.mode: tiled: nothing in {problem.name} can run in tiles: it has no convolution that takes and gives "
-            "one tensor (transposed ones are not cut); use parallel.mode: auto, by which parts of it run again"
+            f"parallel.mode: tiled: nothing in {problem.name} can run in tiles: it has no convolution that takes and "
+            "gives one tensor (transposed ones are not cut); use parallel.mode: auto, by which parts of it run again"
         )
     choices = tile_choices(planes, micro_batches=count)
     return tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
