@@ -35,7 +35,7 @@ def record(out: Path, *, quick: bool) -> None:
         (seconds,) = run_ranks(measure, 1, load, ways, 1 if quick else ROUNDS)
         times = {name: median(each) for name, each in seconds.items()}
         foreseen = {name: ways[name].plan.step_seconds / ways["plain"].plan.step_seconds for name in WAYS}
-        source = ways["plain"].plan.hardware
+        source = ways["plain"].plan.hardware.split(" (")[0]  # without the path of a calibration
         dearer.append(times["tiles"] / times["plain"])
         data.append({"network": load.network, "size": load.size, "seconds": seconds, "foreseen": foreseen})
         cells = [f"{times[name]:.2f}" for name in WAYS]
