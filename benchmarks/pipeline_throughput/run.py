@@ -15,7 +15,7 @@ from lampseg.partition.costed import CostedNetwork, cost_network
 from lampseg.partition.forecast import plan_of
 from lampseg.partition.plan import Plan
 from lampseg.partition.planner import cut_for
-from lampseg.partition.schedule import SCHEDULES, Schedule
+from lampseg.partition.schedule import SCHEDULES, Pace, Schedule, timetable
 
 COUNTS = (1, 2, 4, 8)
 ROUNDS = 5
@@ -45,14 +45,21 @@ def plan(model: CostedNetwork, schedule: Schedule, *, micro_batches: int, replic
     return plan_of(model, choices)
 
 
-def bound(schedule: str, micro_batches: int) -> float:
-    """The largest possible share of the time in which the devices compute, with equal stages and no messages."""
-    parts = 2 if schedule in ("interleaved", "v") else 1
-    return parts * micro_batches / (parts * micro_batches + 1)
+def bound(micro_batches: int) -> float:
+    """The share of the time in which two devices compute, with one of two equal stages on each and no messages."""
+    return micro_batches / (micro_batches + 1)
+
+
+def allowed(plan: Plan) -> float:
+    """The same for the stages that a plan has, which no cut between operations makes equal; by the planner's costs."""
+    stages = plan.stages
+    pace = Pace(tuple(s.forward_seconds for s in stages), tuple(s.backward_seconds for s in stages))
+    table = timetable(plan.schedule, devices=2, micro_batches=plan.micro_batches, pace=pace)
+    return 1.0 - table.bubble
 
 
 def prepare(
-    load: ways.Load, model: CostedNetwork, cut: int, balance: list[int] | None, pair: Crew, one: Crew
+    load: ways.Load, plans: dict[str, Plan], cut: int, balance: list[int] | None, pair: Crew, one: Crew
 ) -> dict[str, Crew]:
     """Builds every way to run one step; which crew runs which."""
     who: dict[str, Crew] = {}
@@ -65,16 +72,22 @@ def prepare(
     add(one, "one process, accumulates", ways.accumulate)
     add(one, "one process, one batch", ways.one_batch)
     add(pair, "two processes apart", alone)
-    for schedule in SCHEDULES:
-        add(pair, f"lampseg {schedule}", ways.ours, plan(model, schedule, micro_batches=count))
-    if count > 1:
-        add(pair, "lampseg 2 replicas", ways.ours, plan(model, "1f1b", micro_batches=count, replicas=2))
+    for name, made in plans.items():
+        add(pair, name, ways.ours, made)
     add(pair, "torch gpipe", ways.torch_pipelining, cut, "gpipe")
     if count > 1:  # it refuses fewer micro-batches than stages
         add(pair, "torch 1f1b", ways.torch_pipelining, cut, "1f1b")
     if balance is not None:
         add(one, "torchgpipe", ways.gpipe, balance)
     return who
+
+
+def plans_for(model: CostedNetwork, micro_batches: int) -> dict[str, Plan]:
+    """One for each way that is ours."""
+    made = {f"lampseg {schedule}": plan(model, schedule, micro_batches=micro_batches) for schedule in SCHEDULES}
+    if micro_batches > 1:
+        made["lampseg 2 replicas"] = plan(model, "1f1b", micro_batches=micro_batches, replicas=2)
+    return made
 
 
 def measure(who: dict[str, Crew], rounds: int) -> dict[str, dict[str, Any]]:
@@ -100,13 +113,15 @@ def main() -> None:
     hardware = hardware_for(kind="cpu", name=path or "cpu", processes=2)
     model = cost_network(load.network(), shape=load.shape, hardware=hardware, name="U-Net")
     found: dict[int, dict[str, dict[str, Any]]] = {}
+    made: dict[int, dict[str, Plan]] = {}
     with crews([(2, 1), (1, 2)]) as (pair, one):
         balance = None
         if importlib.util.find_spec("torchgpipe") is not None:
             (balance,) = one.call(ways.balanced, load)
         cut = balance[0] if balance else 3
         for count in (1, 2) if chosen.quick else COUNTS:
-            who = prepare(replace(load, micro_batches=count), model, cut, balance, pair, one)
+            made[count] = plans_for(model, count)
+            who = prepare(replace(load, micro_batches=count), made[count], cut, balance, pair, one)
             found[count] = measure(who, 1 if chosen.quick else ROUNDS)
             pair.forget()
             one.forget()
@@ -114,31 +129,37 @@ def main() -> None:
                 f"M = {count}: " + ", ".join(f"{k} {median(v['seconds']):.3f}" for k, v in found[count].items()),
                 flush=True,
             )
-    report(found, out=chosen.out, at=at, cut=cut, load=load)
+    report(found, made, out=chosen.out, at=at, cut=cut, load=load)
 
 
 def report(
-    found: dict[int, dict[str, dict[str, Any]]], *, out: Path, at: dict[str, Any], cut: int, load: ways.Load
+    found: dict[int, dict[str, dict[str, Any]]],
+    plans: dict[int, dict[str, Plan]],
+    *,
+    out: Path,
+    at: dict[str, Any],
+    cut: int,
+    load: ways.Load,
 ) -> None:
-    rows, data, worst = [], [], []
+    rows, data = [], []
     for count, ways_found in found.items():
         times = {name: median(item["seconds"]) for name, item in ways_found.items()}
         best = min(times["one process, accumulates"], times["one process, one batch"])
         for name, item in ways_found.items():
             ideal = times["two processes apart"] / 2
             efficiency = ideal / times[name]
-            schedule = name.split()[-1]
-            limit = bound(schedule, count) if schedule in (*SCHEDULES,) else None
+            pipeline = name.split()[-1] in SCHEDULES
+            mine = plans[count].get(name) if pipeline else None
             entry = {
                 "micro_batches": count,
                 "way": name,
                 "median": times[name],
                 "efficiency": efficiency,
-                "bound": limit,
+                "bound": bound(count) if pipeline else None,
+                "allowed": allowed(mine) if mine else None,
+                "predicted": mine.step_seconds if mine else None,
             }
             data.append({**entry, **item})
-            if name.startswith("lampseg") and limit:
-                worst.append((count, name, efficiency / limit))
             rows.append(
                 [
                     str(count),
@@ -146,13 +167,22 @@ def report(
                     f"{times[name]:.3f}",
                     f"{best / times[name]:.2f}",
                     f"{efficiency:.2f}",
-                    f"{limit:.2f}" if limit else "",
-                    f"{efficiency / limit:.2f}" if limit else "",
+                    f"{efficiency / bound(count):.2f}" if pipeline else "",
+                    f"{allowed(mine):.2f}" if mine else "",
+                    f"{efficiency / allowed(mine):.2f}" if mine else "",
                 ]
             )
     most = max(found)
     times = {name: median(item["seconds"]) for name, item in found[most].items()}
-    summary = [f"M = {count}, {name}: {ratio:.2f} of its bound" for count, name, ratio in worst if count == most]
+    ideal = times["two processes apart"] / 2
+    pipelines = {f"lampseg {schedule}": plans[most][f"lampseg {schedule}"] for schedule in SCHEDULES}
+    planned = min(pipelines, key=lambda name: pipelines[name].step_seconds)
+    summary = [
+        f"M = {most}, {name}{', which the planner takes' if name == planned else ''}: "
+        f"{ideal / times[name] / bound(most):.2f} of M / (M + 1), {ideal / times[name] / allowed(mine):.2f} of what "
+        "its stages allow"
+        for name, mine in pipelines.items()
+    ]
     for schedule in ("gpipe", "1f1b"):
         ratio = times[f"torch {schedule}"] / times[f"lampseg {schedule}"]
         summary.append(f"M = {most}, {schedule}: {ratio:.2f} times as fast as torch.distributed.pipelining cut by hand")
@@ -168,7 +198,16 @@ def report(
             (
                 f"U-Net of {load.filters} filters, micro-batches of {'x'.join(map(str, load.shape))}; cut by hand "
                 f"after block {cut}; medians of {len(next(iter(found[most].values()))['seconds'])} interleaved steps",
-                ["M", "way", "seconds", "speed against one process", "efficiency", "bound", "of the bound"],
+                [
+                    "M",
+                    "way",
+                    "seconds",
+                    "speed against one process",
+                    "efficiency",
+                    "of M / (M + 1)",
+                    "its stages allow",
+                    "of what they allow",
+                ],
                 rows,
             )
         ],

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from lampseg.host_allocator import freed_memory_kept
 from lampseg.parallel.world import World, membership
 
 Make = Callable[[World | None], Callable[[], dict[str, float]]]
@@ -90,7 +91,8 @@ def _main(rank: int, size: int, port: int, threads: int, pipe: Connection) -> No
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if size == 1:
-        _serve(None, pipe)
+        with freed_memory_kept():
+            _serve(None, pipe)
         return
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with membership(device="cpu", timeout=600) as world:

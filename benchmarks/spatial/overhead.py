@@ -2,6 +2,9 @@
 
     python -m benchmarks.spatial.overhead [--out DIR] [--quick]
 
+With instance norm the whole has copies that slabs spare: PyTorch's instance norm returns a view, and autograd copies
+the gradients of what an activation overwrites in place. With batch norm it has none: the stricter comparison.
+
 Counted on fake tensors; where there is a GPU, measured on it as well: one rank's slab alone, whose halos come from
 nowhere.
 """
@@ -16,9 +19,10 @@ from torch import Tensor, nn
 
 from benchmarks.shared.results import circumstances, median, options, write
 from lampseg.hardware.device import Hardware, hardware_for
+from lampseg.hardware.rates import moved_bytes
 from lampseg.networks import UNet, on_meta
 from lampseg.parallel.fake_state import fake_state
-from lampseg.parallel.spatial.mode import ENOUGH, SpatialParallel
+from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.partition.costed import record_for
 from lampseg.partition.placement import place
 from lampseg.recording.backward import EmptyLoss
@@ -27,18 +31,12 @@ from lampseg.recording.tally import tally
 
 SIZE = (352, 256, 288)
 FILTERS = (32, 64, 128)
+NORMS = ("instance", "batch")
 RANKS = (2, 4, 8)
 PRECISION = "bfloat16"
 HARDWARE = "h100"
 ROUNDS = 5
 COLUMNS = ("FLOPs", "bytes", "time")
-
-
-class AsOnGpu(SpatialParallel):
-    """Computes the interior while the halo would travel, on fake tensors, too."""
-
-    def overlapped(self, x: Tensor, dim: int) -> bool:
-        return x.shape[dim] >= ENOUGH
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Work:
 
     filters: int
     size: tuple[int, int, int]
+    norm: str = "instance"
     depth: int = 4
 
     @property
@@ -58,11 +57,11 @@ class Work:
         return 2**self.depth
 
     def build(self) -> nn.Module:
-        return UNet(filters=self.filters, depth=self.depth, norm="instance", stem_stride=1).train()
+        return UNet(filters=self.filters, depth=self.depth, norm=self.norm, stem_stride=1).train()
 
     def slabs(self, ranks: int, place_: int) -> SpatialParallel:
         """Along X."""
-        return AsOnGpu.rehearsal({"x": ranks}, {"x": 2}, place={"x": place_}, stride=self.stride)
+        return SpatialParallel.rehearsal({"x": ranks}, {"x": 2}, place={"x": place_}, stride=self.stride, device="cuda")
 
 
 def places_of(ranks: int) -> dict[str, int]:
@@ -102,7 +101,7 @@ def figures(kernels: list[Kernel], hardware: Hardware) -> tuple[float, ...]:
     """FLOPs, bytes and seconds."""
     return (
         sum(kernel.flops for kernel in kernels),
-        float(sum(kernel.nbytes for kernel in kernels)),
+        sum(moved_bytes(kernel) for kernel in kernels),
         sum(hardware.seconds(kernel, precision=PRECISION) for kernel in kernels),  # type: ignore[arg-type]
     )
 
@@ -127,6 +126,7 @@ def on_paper(work: Work, ranks: tuple[int, ...]) -> list[dict[str, Any]]:
                 share = planes / work.size[0]
                 found.append(
                     {
+                        "norm": work.norm,
                         "filters": work.filters,
                         "ranks": count,
                         "rank": name,
@@ -161,7 +161,8 @@ def on_gpu(work: Work, ranks: tuple[int, ...]) -> list[dict[str, Any]]:
             here = median(taken)
             share = planes / work.size[0]
             found.append(
-                {"filters": work.filters, "ranks": count, "rank": name, "planes": planes, "seconds": here}
+                {"norm": work.norm, "filters": work.filters, "ranks": count, "rank": name, "planes": planes}
+                | {"seconds": here}
                 | {"by_plane": None if whole is None else here / share / whole}
             )
     return found
@@ -182,21 +183,27 @@ def _step(work: Work, network: nn.Module, spatial: SpatialParallel, device: torc
 
 def record(out: Path, *, quick: bool, at: dict[str, Any]) -> None:
     """Writes overhead.md and overhead.json."""
-    works = [Work(4, (64, 16, 16), depth=2)] if quick else [Work(filters, SIZE) for filters in FILTERS]
+    works = [Work(filters, SIZE, norm) for norm in NORMS for filters in FILTERS]
+    if quick:
+        works = [Work(4, (64, 16, 16), norm, depth=2) for norm in NORMS]
     ranks = RANKS[:1] if quick else RANKS
     paper = [row for work in works for row in on_paper(work, ranks)]
-    worst = {name: max(row["by_plane"][n] for row in paper) - 1 for n, name in enumerate(COLUMNS)}
     size = "x".join(map(str, works[0].size))
-    summary = [
-        f"on paper, {size}, {PRECISION}, messages left out: for each plane that it owns, a rank computes at most "
-        f"{worst['FLOPs']:+.1%} FLOPs, moves {worst['bytes']:+.1%} bytes and takes {worst['time']:+.1%} of the time "
-        f"({HARDWARE}, as the planner times kernels) of the whole (aim: 5 %)"
-    ]
-    columns = ["filters", "K", "rank", "planes", *(f"{name}, x K" for name in COLUMNS)]
+    summary = [f"on paper, {size}, {PRECISION}, messages left out; time on {HARDWARE} as the planner has it (aim: 5 %)"]
+    for norm in dict.fromkeys(work.norm for work in works):
+        rows_of = [row for row in paper if row["norm"] == norm]
+        worst = {name: max(row["by_plane"][n] for row in rows_of) - 1 for n, name in enumerate(COLUMNS)}
+        reached = sum(row["by_plane"][-1] <= 1.05 for row in rows_of)
+        summary.append(
+            f"{norm} norm: for each plane that it owns, a rank computes at most {worst['FLOPs']:+.1%} FLOPs, moves "
+            f"{worst['bytes']:+.1%} bytes and takes {worst['time']:+.1%} of the time of the whole; {reached} of "
+            f"{len(rows_of)} ranks reach the aim in time"
+        )
+    columns = ["norm", "filters", "K", "rank", "planes", *(f"{name}, x K" for name in COLUMNS)]
     columns += [f"{name}, by plane" for name in COLUMNS]
     rows = [
         [
-            *(str(row[key]) for key in ("filters", "ranks", "rank", "planes")),
+            *(str(row[key]) for key in ("norm", "filters", "ranks", "rank", "planes")),
             *(f"{value:.3f}" for key in ("times_ranks", "by_plane") for value in row[key]),
         ]
         for row in paper
@@ -212,13 +219,13 @@ def record(out: Path, *, quick: bool, at: dict[str, Any]) -> None:
             )
         rows = [
             [
-                *(str(row[key]) for key in ("filters", "ranks", "rank", "planes")),
+                *(str(row[key]) for key in ("norm", "filters", "ranks", "rank", "planes")),
                 f"{row['seconds']:.3f}",
                 "-" if row["by_plane"] is None else f"{row['by_plane']:.3f}",
             ]
             for row in gpu
         ]
-        head = ["filters", "K", "rank", "planes", "seconds", "by plane"]
+        head = ["norm", "filters", "K", "rank", "planes", "seconds", "by plane"]
         tables.append((f"Measured on {torch.cuda.get_device_name()}, without communication", head, rows))
     else:
         summary.append("on a GPU: not measured, there is none here")

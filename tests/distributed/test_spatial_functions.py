@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._pytree import tree_leaves
 
-from lampseg.parallel.spatial import SpatialParallel
+from lampseg.parallel.spatial import SpatialParallel, convolution
+from lampseg.parallel.spatial.ends import ends_of
 from lampseg.parallel.spatial.layout import layout_of
 from tests.equivalence.spatial_cases import loss_functions
 from tests.ranks import run_ranks
@@ -117,8 +119,20 @@ FUNCTIONS: dict[str, Function] = {
     "reflecting convolution": lambda x, p: reflecting(x, p(2, CHANNELS, 3, 3, 3)),
     "pad labels": lambda x, p: x * F.pad(F.pad((x > 0).long(), (0, 0, 1, 1, 1, 1), value=1), (0, 0, -1, -1, -1, -1)),
 }
+CONVOLUTIONS = {
+    **{name: function for name, function in FUNCTIONS.items() if name.startswith("conv")},
+    "conv5": conv(5, padding=2),
+    "conv7": conv(7, padding=3),
+    "conv5 dilation 2": conv(5, padding=4, dilation=2),
+    "conv3 dilation 3": conv(3, padding=3, dilation=3),
+    "conv5 stride 2": conv(5, padding=2, stride=2),
+    "conv (3, 1, 3) stride (1, 2, 1)": conv((3, 1, 3), padding=(1, 0, 1), stride=(1, 2, 1)),
+    "conv (4, 2, 3), two groups": conv((4, 2, 3), padding=(2, 1, 1), stride=(2, 1, 1), groups=2),
+}
+"""On thick, uneven slabs, whose interior is computed first."""
 MESHES = {"3": ((3,), {"x": 2}), "2x2": ((2, 2), {"x": 2, "y": 3})}
 SHAPE = (2, CHANNELS, 12, 8, 6)
+THICK = {"3": (2, CHANNELS, 23, 6, 4), "2x2": (1, CHANNELS, 13, 15, 4)}
 
 
 def evaluate(function: Function, x: Tensor, spatial: SpatialParallel | None) -> dict[str, Any]:
@@ -140,8 +154,8 @@ def evaluate(function: Function, x: Tensor, spatial: SpatialParallel | None) -> 
     return {"out": out.detach(), "loss": float(loss.detach()), "parameters": [p.grad for p in parameters]}
 
 
-def data() -> Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def data(shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def on_slabs(rank: int) -> dict[tuple[str, str, bool], Any]:
@@ -163,6 +177,8 @@ def on_slabs(rank: int) -> dict[tuple[str, str, bool], Any]:
                     out = spatial.unshard(result["out"]) if layout_of(result["out"]) else result["out"]
                     grad = spatial.unshard(spatial.slab(x.grad, spatial.layout(SHAPE)))
                 found[name, mesh_name, overlapped] = {**result, "out": out.clone(), "input": grad}
+        for name, function in CONVOLUTIONS.items():
+            found[f"thick {name}", mesh_name, True] = on_thick_slabs(function, mesh, dims, THICK[mesh_name])
         for name, loss in loss_functions().items():
             spatial = SpatialParallel(mesh, dims)
             logits, labels = loss_data()
@@ -174,6 +190,26 @@ def on_slabs(rank: int) -> dict[tuple[str, str, bool], Any]:
                 grad = spatial.unshard(spatial.slab(x.grad, spatial.layout(SHAPE)))
             found[f"loss {name}", mesh_name, False] = {"loss": float(value.detach()), "input": grad}
     return found
+
+
+def on_thick_slabs(function: Function, mesh: Any, dims: dict[str, int], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Overlapped; and whether the halo met its ends alone, in each of forward and backward."""
+    alone: list[bool] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ends = ends_of(*args, **kwargs)
+        alone.append(ends is not None)
+        return ends
+
+    spatial = SpatialParallel(mesh, dims, overlapped=True)
+    with spatial, mock.patch.object(convolution, "ends_of", noted):
+        spatial.begin()
+        x = spatial.shard(data(shape)).requires_grad_()
+        result = evaluate(function, x, spatial)
+    with torch.no_grad():
+        out = spatial.unshard(result["out"])
+        grad = spatial.unshard(spatial.slab(x.grad, spatial.layout(shape)))
+    return {**result, "out": out.clone(), "input": grad, "alone": alone}
 
 
 def _mesh(ranks: Tensor, names: tuple[str, ...]) -> Any:
@@ -209,6 +245,23 @@ def test_equals_the_whole(name: str, found: list[dict[tuple[str, str, bool], Any
             torch.testing.assert_close(result["parameters"], expected["parameters"], rtol=1e-11, atol=1e-11)
             assert result["loss"] == pytest.approx(expected["loss"], rel=1e-13)
     assert seen >= 7, "on three and on four ranks"
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_halo_adds_to_the_ends(name: str, mesh: str, found: list[dict[tuple[str, str, bool], Any]]) -> None:
+    """Of thick slabs, 8, 8 and 7 planes: each tap of the kernel meets the halo, or my own planes, once."""
+    x = data(THICK[mesh]).requires_grad_()
+    expected = evaluate(CONVOLUTIONS[name], x, None)
+    ranks = [rank[f"thick {name}", mesh, True] for rank in found if (f"thick {name}", mesh, True) in rank]
+    assert len(ranks) == (3 if mesh == "3" else 4)
+    for result in ranks:
+        tight = {"rtol": 1e-12, "atol": 1e-12}
+        torch.testing.assert_close(result["out"], expected["out"], **tight)
+        torch.testing.assert_close(result["input"], x.grad, **tight)
+        torch.testing.assert_close(result["parameters"], expected["parameters"], rtol=1e-11, atol=1e-11)
+    if name in ("conv3", "conv5", "conv7", "conv3 stride 2", "conv3 dilation 3", "conv3 groups"):
+        assert all(result["alone"] == [True, True] for result in ranks), "forward and backward"
 
 
 @pytest.mark.parametrize("name", loss_functions())

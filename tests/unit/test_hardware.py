@@ -126,6 +126,22 @@ def test_round_trip_through_the_file(here: Path) -> None:
     assert str(here) in hardware.source
 
 
+def test_a_calibration_from_before_kernels_were_asynchronous_stays_as_it_was(here: Path) -> None:
+    """Its rates were made to be added to the overhead; they give the measured times back only so."""
+    made = measured(kind="cuda", name="a card")
+    assert made.hardware.rates["float32"].asynchronous
+    write_calibration(made, here)
+    assert read_calibrations(here) == (made,)
+    content = json.loads(here.read_text())
+    for rates in content["calibrations"][0]["hardware"]["rates"].values():
+        del rates["asynchronous"]
+    here.write_text(json.dumps(content))
+    (older,) = read_calibrations(here)
+    assert not older.hardware.rates["float32"].asynchronous
+    gained = older.hardware.seconds(MOVED) - made.hardware.seconds(MOVED)
+    assert gained == pytest.approx(made.hardware.rates["float32"].overhead)
+
+
 def test_a_calibration_must_fit_the_run(here: Path) -> None:
     """Another number of processes shares memory and cores in another way, so that its figures would mislead."""
     write_calibration(measured(2), here)

@@ -22,7 +22,8 @@ def itineraries(graph: Graph, schedule: Schedule, devices: int, count: int) -> t
     stages = 2 * devices
     allowed = [at for at in range(1, len(graph.operations)) if at not in graph.forbidden]
     placement = place(graph, sorted(draw.sample(allowed, stages - 1)))
-    pace = Pace(*(tuple(draw.choice((0.0, draw.random())) for _ in range(stages)) for _ in range(2)))
+    forward, rest, again = (tuple(draw.choice((0.0, draw.random())) for _ in range(stages)) for _ in range(3))
+    pace = Pace(forward, tuple(map(sum, zip(rest, again, strict=True))), again=again)
     table = timetable(schedule, devices=devices, micro_batches=count, pace=pace)
     places = [device_of(schedule, stage, stages=stages, devices=devices) for stage in range(stages)]
     routes = [[routes_of(placement, stage) for stage in range(stages)]] * count
@@ -58,8 +59,8 @@ def test_a_send_is_waited_for_after_the_action_that_receives_it(graph: Graph, sc
     table, all_ = itineraries(graph, schedule, 3, 5)
     entries = {entry.action: entry for device in table.devices for entry in device}
     for itinerary in all_:
-        starts = [entry.start for entry in table.devices[itinerary.device]]
+        all_fed = [entry.fed for entry in table.devices[itinerary.device]]
         for receiving, entry in entries.items():
             first = itinerary.may_wait(receiving)
-            for number, start in enumerate(starts):
-                assert (number >= first) == (start >= entry.end and start > entry.start)
+            for number, fed in enumerate(all_fed):
+                assert (number >= first) == (fed >= entry.end and fed > entry.fed)

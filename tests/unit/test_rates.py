@@ -10,7 +10,7 @@ from lampseg.hardware.device import ITEMSIZES
 from lampseg.hardware.fallback import falls_back
 from lampseg.hardware.measure import Small, Timed, fit, time_sample
 from lampseg.hardware.presets import CARDS, cpu_core, preset
-from lampseg.hardware.rates import Curve, Dense, Surface, family, mover
+from lampseg.hardware.rates import Curve, Dense, Surface, family, moved_bytes, mover
 from lampseg.hardware.samples import samples
 from lampseg.recording.kernel import Kernel
 
@@ -89,10 +89,48 @@ def test_allocations_cost_a_call_and_no_bytes() -> None:
     assert rates.seconds(kernel, itemsize=4, fallback=True) == rates.overhead
 
 
-def test_fit_gives_the_times_back() -> None:
+def test_a_gpu_starts_the_next_kernel_while_one_runs() -> None:
+    """The launch of 10 us counts where the kernel is shorter; a plan that added it said 50 % more for thin slabs."""
+    rates = preset("h100", kind="cuda").rates["bfloat16"]
+    speed = rates.moved["pointwise"].values[0]
+    long, short = Kernel("add", "pointwise", 0.0, 10**9), Kernel("add", "pointwise", 0.0, 1000)
+    assert rates.seconds(long, itemsize=2, fallback=False) == pytest.approx(10**9 / speed)
+    assert rates.seconds(short, itemsize=2, fallback=False) == rates.overhead
+    for name in ("empty", "_unsafe_view"):
+        assert rates.seconds(Kernel(name, "pointwise", 0.0, 0), itemsize=2, fallback=False) == 0
+
+
+def test_passes_of_a_norm_take_as_long_as_the_operator_that_makes_them_all() -> None:
+    """Statistics and result, sums and gradient: a synchronised norm makes the passes of the other one by one."""
+    rates = preset("h100", kind="cuda").rates["bfloat16"]
+    size = 10**9
+
+    def seconds(*kernels: Kernel) -> float:
+        return sum(rates.seconds(kernel, itemsize=2, fallback=False) for kernel in kernels)
+
+    whole = Kernel("native_batch_norm", "norm", 0.0, 2 * size)
+    parts = [Kernel("batch_norm_stats", "norm", 0.0, size), Kernel("batch_norm_elemt", "norm", 0.0, 2 * size)]
+    assert seconds(*parts) == pytest.approx(seconds(whole))
+    assert sum(map(moved_bytes, parts)) == moved_bytes(whole) == 3 * size
+    whole = Kernel("native_batch_norm_backward", "norm", 0.0, 3 * size, backward=True)
+    parts = [
+        Kernel("batch_norm_backward_reduce", "norm", 0.0, 2 * size, backward=True),
+        Kernel("batch_norm_backward_elemt", "norm", 0.0, 3 * size, backward=True),
+    ]
+    assert seconds(*parts) == pytest.approx(seconds(whole))
+    assert sum(map(moved_bytes, parts)) == moved_bytes(whole) == 5 * size
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_fit_gives_the_times_back(asynchronous: bool) -> None:
     """Times made from known rates, over the channels and sizes that a calibration measures."""
     made = cpu_core(1)
-    rates = replace(made.rates["float32"], overhead=SMALL.overhead, backward_overhead=SMALL.backward_overhead)
+    rates = replace(
+        made.rates["float32"],
+        overhead=SMALL.overhead,
+        backward_overhead=SMALL.backward_overhead,
+        asynchronous=asynchronous,
+    )
     kernels = [
         convolution(inputs, outputs, 16, backward=backward, fallback=fallback)
         for inputs in (1, 8, 64)
@@ -101,9 +139,9 @@ def test_fit_gives_the_times_back() -> None:
         for fallback in (False, True)
     ]
     large = convolution(8, 32, 80)
-    kernels += [large, *(Kernel("leaky_relu", "pointwise", 0.0, size) for size in (10**4, 10**6, 10**8))]
+    kernels += [large, *(Kernel("leaky_relu", "pointwise", 0.0, size) for size in (10**3, 10**4, 10**6, 10**8))]
     times = [Timed(k, None, rates.seconds(k, itemsize=4, fallback=True)) for k in kernels]
-    fitted = fit(times, SMALL, itemsize=4)
+    fitted = fit(times, SMALL, itemsize=4, asynchronous=asynchronous)
     for timed in times:
         assert fitted.seconds(timed.kernel, itemsize=4, fallback=True) == pytest.approx(timed.seconds, rel=0.02)
 

@@ -37,9 +37,17 @@ def random_pace(stages: int, draw: random.Random) -> Pace:
     return Pace(tuple(times[0]), tuple(times[1]), links)
 
 
+def recomputed(pace: Pace) -> Pace:
+    """Every second stage's backward begins with another forward."""
+    again = tuple(seconds * (stage % 2) for stage, seconds in enumerate(pace.forward))
+    backward = tuple(map(sum, zip(pace.backward, again, strict=True)))
+    return Pace(pace.forward, backward, pace.links, again)
+
+
 def tables(schedule: Schedule, devices: int, count: int) -> Iterator[tuple[Pace, Timetable]]:
     stages = stages_of(schedule, devices)
-    for pace in (Pace.even(stages), random_pace(stages, random.Random(1)), Pace((0.0,) * stages, (0.0,) * stages)):
+    uneven, nothing = random_pace(stages, random.Random(1)), Pace((0.0,) * stages, (0.0,) * stages)
+    for pace in (Pace.even(stages), uneven, nothing, recomputed(Pace.even(stages)), recomputed(uneven)):
         yield pace, timetable(schedule, devices=devices, micro_batches=count, pace=pace)
 
 
@@ -70,7 +78,10 @@ def test_nothing_starts_before_what_it_needs(schedule: Schedule, devices: int, c
         for m in range(count):
             for (a, b), seconds in links.items():
                 assert found["forward", b, m].start >= found["forward", a, m].end + seconds
-                assert found["backward", a, m].start >= found["backward", b, m].end + seconds
+                backward = found["backward", a, m]
+                assert backward.fed >= found["backward", b, m].end + seconds
+                again = pace.again[a] if pace.again else 0.0
+                assert backward.end >= backward.fed + pace.backward[a] - again - 1e-9
             for stage in range(len(places)):
                 assert found["backward", stage, m].start >= found["forward", stage, m].end
         for entries in table.devices:
@@ -81,6 +92,17 @@ def test_nothing_starts_before_what_it_needs(schedule: Schedule, devices: int, c
 def test_even_stages_take_the_least_time(schedule: Schedule, devices: int, count: int) -> None:
     table = timetable(schedule, devices=devices, micro_batches=count, pace=Pace.even(devices))
     assert table.seconds == 3 * (count + devices - 1)
+
+
+def test_a_second_forward_runs_while_the_gradient_is_on_its_way() -> None:
+    """As the runner does it; else the backward would start at 6 and end at 9."""
+    pace = Pace((1.0, 0.0), (3.0, 3.0), ((0, 1, 1.0),), (1.0, 0.0))
+    table = timetable("gpipe", devices=2, micro_batches=1, pace=pace)
+    backward = entries_of(table)["backward", 0, 0]
+    assert (backward.start, backward.fed, backward.end) == (5.0, 6.0, 8.0)
+    early = Pace((1.0, 0.0), (5.0, 0.5), ((0, 1, 0.0),), (3.0, 0.0))
+    table = timetable("gpipe", devices=2, micro_batches=1, pace=early)
+    assert entries_of(table)["backward", 0, 0] == Entry(Action("backward", 0, 0), 1.0, 6.0, 1.5)
 
 
 @pytest.mark.parametrize("schedule", ["interleaved", "v"])

@@ -12,13 +12,16 @@ from lampseg.errors import UserError
 from lampseg.hardware.device import hardware_for
 from lampseg.networks import UNet
 from lampseg.parallel.devices import parse_devices
+from lampseg.parallel.fake_state import fake_state
 from lampseg.parallel.spatial import NotExactError, SpatialParallel, check_slabs
-from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.forecast import hold_anew, slab_cost, slab_plan
 from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
 from lampseg.parallel.spatial.layout import spread_edges
+from lampseg.parallel.spatial.mixed import on_slabs
 from lampseg.parallel.spatial.window import Spread, Window
-from lampseg.partition.costed import CostedNetwork, cost_network
+from lampseg.partition.costed import CostedNetwork, cost_network, record_for
 from lampseg.partition.plan import Plan
+from lampseg.partition.problem import Problem
 from lampseg.training.plans import make_plans, plans_given
 from lampseg.training.subject import Subject
 from tests.equivalence.any_network import build
@@ -190,3 +193,46 @@ def test_stages_on_slabs_where_neither_fits() -> None:
     (again,) = plans_given(subject, [plan], source="plan.json")
     assert again.choices == plan.choices
     assert again.peak_bytes == plan.peak_bytes
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_plan_for_cuda_counts_what_a_gpu_runs(norm: str) -> None:
+    """Also where there is no GPU, and fake tensors are a CPU's: CUDA's passes of norms, no padded copies of slabs."""
+    network = UNet(out_channels=3, filters=8, depth=1, norm=norm, stem_stride=1).train()
+    shape, grid, stride = (1, 1, 64, 16, 16), (2, 1, 1), (2, 2, 2)
+    found = {}
+    for kind in ("cpu", "cuda"):
+        hardware = hardware_for(kind=kind, name="cpu" if kind == "cpu" else "h100")
+        model = cost_network(network, shape=shape, hardware=hardware, precision="float32")
+        with fake_state(network) as fake:
+            hold_anew(model, fake, choices_for(model, grid, micro_batches=1, replicas=1))
+            found[kind] = slab_cost(model, fake, grid, (0, 0, 0), stride=stride, loss=None)
+    names = {
+        kind: [{kernel.name for kernel in kernels} for kernels in (cost.tally.forward, cost.tally.backward)]
+        for kind, cost in found.items()
+    }
+    assert {"batch_norm_stats", "batch_norm_gather_stats_with_counts", "batch_norm_elemt"} <= names["cuda"][0]
+    assert {"batch_norm_backward_reduce", "batch_norm_backward_elemt"} <= names["cuda"][1]
+    assert not {"native_batch_norm", "batch_norm_update_stats"} & names["cuda"][0]
+    assert "batch_norm_update_stats" in names["cpu"][0]
+    assert not any(name.startswith("batch_norm_backward") for name in names["cpu"][1])
+    cats = {kind: sum(kernel.name == "cat" for kernel in cost.tally.forward) for kind, cost in found.items()}
+    assert cats == {"cpu": cats["cpu"], "cuda": 1}, "the skip connection alone"
+    assert cats["cpu"] > 1
+    # What is kept and sent is the same, but for where a norm's tables are.
+    assert found["cpu"].tally.saved_bytes == found["cuda"].tally.saved_bytes
+    for name in ("halo_bytes", "halo_messages", "collective_bytes", "collectives"):
+        assert getattr(found["cpu"], name) == getattr(found["cuda"], name) > 0
+
+
+def test_stages_on_slabs_for_cuda_are_recorded_so_too() -> None:
+    network = UNet(out_channels=3, filters=8, depth=1, norm="instance", stem_stride=1).train()
+    problem = Problem(network, "UNet", (64, 16, 16), 1, hardware_for(kind="cuda", name="h100"), devices=4)
+    around = on_slabs(problem, (2, 1, 1), stride=(2, 2, 2)).around
+    assert around is not None
+    graph = record_for(
+        network, shape=(1, 1, 64, 16, 16), precision="float32", device="cuda", around=around((1, 1, 64, 16, 16))
+    )
+    names = {kernel.name for op in graph.operations for kernel in op.kernels}
+    assert "batch_norm_stats" in names
+    assert "native_batch_norm" not in names

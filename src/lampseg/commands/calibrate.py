@@ -110,7 +110,8 @@ def _measure(world: World, precision: Precision, *, console: Console, quick: boo
         world, [small.overhead, small.backward_overhead, small.optimizer_seconds_per_byte]
     )
     shared = [replace(t, seconds=mean) for t, mean in zip(timed, means)]
-    return fit(shared, Small(overhead, backward_overhead, optimizer), itemsize=ITEMSIZES[precision])
+    small = Small(overhead, backward_overhead, optimizer)
+    return fit(shared, small, itemsize=ITEMSIZES[precision], asynchronous=world.device.type == "cuda")
 
 
 def _means(world: World, numbers: list[float]) -> list[float]:

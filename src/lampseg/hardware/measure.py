@@ -115,14 +115,19 @@ def time_small(*, device: torch.device, quick: bool = False) -> Small:
     return Small(forward, backward, step / sum(p.numel() * p.element_size() for p in parameters))
 
 
-def fit(times: Iterable[Timed], small: Small, *, itemsize: int) -> Rates:
-    """Tables that give these times back: exact at the points of the channels, and nearly so for larger sizes."""
+def fit(times: Iterable[Timed], small: Small, *, itemsize: int, asynchronous: bool = False) -> Rates:
+    """Tables that give these times back: exact at the points of the channels, and nearly so for larger sizes.
+
+    Args:
+        asynchronous: the host starts kernels ahead of the device (CUDA), so that a time is all work, if it is no less
+            than the overhead.
+    """
     dense: dict[str, list[tuple[Kernel, float, float]]] = defaultdict(list)
     moved: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for timed in times:
         kernel = timed.kernel
         overhead = small.backward_overhead if kernel.backward else small.overhead
-        work = max(timed.seconds - overhead, _LEAST * timed.seconds)
+        work = timed.seconds if asynchronous else max(timed.seconds - overhead, _LEAST * timed.seconds)
         if kernel.flops:
             slow = kernel.fallback and kernel.taps > 1
             nbytes = unfolded_bytes(kernel, itemsize=itemsize) if slow else float(kernel.nbytes)
@@ -135,6 +140,7 @@ def fit(times: Iterable[Timed], small: Small, *, itemsize: int) -> Rates:
         small.overhead,
         small.backward_overhead,
         small.optimizer_seconds_per_byte,
+        asynchronous,
     )
 
 

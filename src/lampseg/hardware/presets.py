@@ -165,7 +165,7 @@ def _card_rates(card: Card, precision: Precision) -> Rates:
     dense["matmul/direct/forward"] = Dense(_surface(CHANNELS, [peak * share for share in shares]))
     moved = {key: Curve((1.0,), (share * card.bytes_per_second,)) for key, share in MEMORY_SHARES.items()}
     # RMSprop reads and writes parameter, gradient and square average.
-    return Rates(dense, moved, CARD_OVERHEAD, CARD_OVERHEAD, 5 / (0.7 * card.bytes_per_second))
+    return Rates(dense, moved, CARD_OVERHEAD, CARD_OVERHEAD, 5 / (0.7 * card.bytes_per_second), asynchronous=True)
 
 
 # One core of a server CPU with AVX-512, in GFLOP/s and GB/s. Rounded from a measurement, see the reference.

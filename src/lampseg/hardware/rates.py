@@ -16,6 +16,19 @@ MOVERS = (
 )  # fmt: skip
 """Keys that every table of bandwidths has."""
 
+NORM_PASSES = {"norm/forward": 3 / 2, "norm/backward": 5 / 3}
+"""How often memory moves a norm's tensors: it reads the input for the statistics, and again; backward both tensors."""
+SINGLE_PASS = frozenset(
+    {
+        "batch_norm_stats",
+        "batch_norm_gather_stats_with_counts",
+        "batch_norm_elemt",
+        "batch_norm_backward_reduce",
+        "batch_norm_backward_elemt",
+    }
+)
+"""A norm's passes as operators of their own: each moves its tensors once."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -73,6 +86,9 @@ class Rates:
     backward_overhead: float
     optimizer_seconds_per_byte: float
     """One step of RMSprop, for each byte of the parameters."""
+    asynchronous: bool = False
+    """The host only starts kernels (CUDA): while one runs, it starts the next, so that only the longer of overhead and
+    work counts. What starts no kernel, as an allocation, costs nothing then."""
 
     def seconds(self, kernel: Kernel, *, itemsize: int, fallback: bool) -> float:
         """One call.
@@ -82,14 +98,21 @@ class Rates:
             fallback: whether the device has the slow path that the kernel may name.
         """
         overhead = self.backward_overhead if kernel.backward else self.overhead
-        if kernel.name in ALLOCATIONS:
-            return overhead
+        if kernel.name in ALLOCATIONS or not (kernel.nbytes or kernel.flops):
+            return 0.0 if self.asynchronous else overhead
+        work = self._work(kernel, itemsize=itemsize, fallback=fallback)
+        return max(overhead, work) if self.asynchronous else overhead + work
+
+    def _work(self, kernel: Kernel, *, itemsize: int, fallback: bool) -> float:
         if kernel.flops and kernel.kind in ("convolution", "transposed_convolution", "matmul"):
             slow = fallback and kernel.fallback
             dense = self.dense[self._known(family(kernel, slow=slow))]
             nbytes = unfolded_bytes(kernel, itemsize=itemsize) if slow and kernel.taps > 1 else kernel.nbytes
-            return overhead + dense.seconds(kernel.flops, channels_of(kernel), nbytes)
-        return overhead + kernel.nbytes / self.moved[mover(kernel, self.moved)].at(kernel.nbytes)
+            return dense.seconds(kernel.flops, channels_of(kernel), nbytes)
+        key = mover(kernel, self.moved)
+        speed = self.moved[key].at(kernel.nbytes)
+        # Curves of norms were measured with operators that make all passes.
+        return kernel.nbytes / (speed * NORM_PASSES[key] if kernel.name in SINGLE_PASS else speed)
 
     def fault(self) -> str | None:
         """What makes these figures impossible; None if nothing does."""
@@ -148,6 +171,13 @@ def mover(kernel: Kernel, known: dict[str, Curve]) -> str:
     if kernel.kind == "pointwise" or kernel.kind not in ("norm", "pool", "resample"):
         return "in_place" if kernel.name.endswith("_") else "pointwise"
     return f"{kernel.kind}/{direction}"
+
+
+def moved_bytes(kernel: Kernel) -> float:
+    """What memory moves: a norm's tensors several times."""
+    if kernel.kind != "norm" or kernel.name in SINGLE_PASS:
+        return kernel.nbytes
+    return kernel.nbytes * NORM_PASSES[f"norm/{'backward' if kernel.backward else 'forward'}"]
 
 
 def channels_of(kernel: Kernel) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lampseg.denormals import denormals
+from lampseg.host_allocator import freed_memory_kept
 from lampseg.parallel.devices import parse_devices
 
 Kind = Literal["forward", "backward"]
@@ -115,7 +116,7 @@ def membership(*, device: str, timeout: float) -> Iterator[World]:
     After an error a process on its own leaves, too, so that its caller may try again. One of several does not: it
     could wait for its peers, and it is about to end.
     """
-    with denormals(flushed=device == "cpu"):
+    with denormals(flushed=device == "cpu"), freed_memory_kept(wanted=device == "cpu"):
         world = join(device=device, timeout=timeout)
         try:
             yield world

@@ -296,6 +296,7 @@ class Plan:
             tuple(stage.forward_seconds for stage in self.stages),
             tuple(stage.backward_seconds for stage in self.stages),
             tuple((link.source, link.target, link.seconds) for link in self.links),
+            tuple(stage.forward_seconds if stage.recompute != "none" else 0.0 for stage in self.stages),
         )
 
     def timetable(self, micro_batches: int | None = None) -> Timetable:

@@ -82,6 +82,8 @@ class Pace:
     backward: tuple[float, ...]
     links: tuple[tuple[int, int, float], ...] = ()
     """(from stage, to stage, seconds): a later stage reads what an earlier one makes. The gradient takes as long."""
+    again: tuple[float, ...] = ()
+    """Of each stage's backward, the second forward that it begins with: no gradient has to be there for it."""
 
     @staticmethod
     def even(stages: int) -> "Pace":
@@ -96,6 +98,8 @@ class Entry:
     action: Action
     start: float
     end: float
+    fed: float
+    """When the device is free for it and all that it reads is there. A second forward starts before that."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def forward_timetable(schedule: Schedule, *, devices: int, micro_batches: int, p
     for action in sorted(actions, key=slot):
         ready = made.ready(action)
         assert ready is not None, "a stage follows those before it"
-        made.run(action, max(ready, made.free[places[action.stage]]))
+        made.run(action, ready)
     return made.timetable()
 
 
@@ -257,11 +261,18 @@ class _Draft:
             times.append(end + wait)
         return max(times)
 
-    def run(self, action: Action, start: float) -> None:
+    def starts(self, action: Action, ready: float) -> float:
+        """When it starts, if what it needs is there at `ready`: a second forward ends then, if the device is free."""
+        stage = action.stage
+        again = self.pace.again[stage] if action.kind == "backward" and self.pace.again else 0.0
+        return max(ready - again, self.free[self.places[stage]])
+
+    def run(self, action: Action, ready: float) -> None:
         lasts = self.pace.forward if action.kind == "forward" else self.pace.backward
-        end = start + lasts[action.stage]
         device = self.places[action.stage]
-        self.entries[device].append(Entry(action, start, end))
+        start, fed = self.starts(action, ready), max(ready, self.free[device])
+        end = start + lasts[action.stage]
+        self.entries[device].append(Entry(action, start, end, fed))
         self.ends[action] = self.free[device] = end
 
     def timetable(self) -> Timetable:
@@ -275,7 +286,7 @@ class _Draft:
             before = left
             for device, order in enumerate(orders):
                 while at[device] < len(order) and (ready := self.ready(order[at[device]])) is not None:
-                    self.run(order[at[device]], max(ready, self.free[device]))
+                    self.run(order[at[device]], ready)
                     at[device] += 1
                     left -= 1
             if left == before:
@@ -286,7 +297,7 @@ class _Draft:
         """List scheduling: always the action that can start first; of several, by `_rank`."""
         following = {(kind, stage): 0 for kind in ("forward", "backward") for stage in range(self.stages)}
         mine = [[s for s, place in enumerate(self.places) if place == d] for d in range(len(self.free))]
-        best: list[tuple[float, int, int, Action] | None] = [None] * len(self.free)
+        best: list[tuple[float, int, int, Action, float] | None] = [None] * len(self.free)
 
         def choose(device: int) -> None:
             found = []
@@ -298,7 +309,7 @@ class _Draft:
                         continue
                     action = Action(kind, stage, m)  # type: ignore[arg-type]
                     if (ready := self.ready(action)) is not None:
-                        found.append((max(ready, self.free[device]), *_rank(action), action))
+                        found.append((self.starts(action, ready), *_rank(action), action, ready))
             best[device] = min(found, default=None)
 
         for device in range(len(self.free)):
@@ -306,9 +317,8 @@ class _Draft:
         for _ in range(2 * self.stages * self.count):
             possible = [(item, device) for device, item in enumerate(best) if item is not None]
             assert possible, "no stage can go on"
-            (start, *_, action), device = min(possible)
-            assert isinstance(action, Action)
-            self.run(action, start)
+            (*_, action, ready), device = min(possible)
+            self.run(action, ready)
             following[action.kind, action.stage] += 1
             others = self.targets if action.kind == "forward" else self.sources
             for changed in {device, *(self.places[other] for other, _ in others[action.stage])}:

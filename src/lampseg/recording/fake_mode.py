@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from lampseg.recording.fused_norms import FAKES
+
 DEVICE = torch.ops.prim.device.default
 """The operator that asks a fake tensor for its device, several times for each call."""
 
@@ -72,16 +74,23 @@ class DryMode(FakeTensorMode):
             return device
         key = self._key(func, args, kwargs)
         if key is None:
-            DryMode.dispatched += 1
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            return self._dispatched(func, types, args, kwargs)
         recipe = self._recipes.get(key)
         if recipe is not None:
             return self._made(recipe, args)
-        DryMode.dispatched += 1
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        out = self._dispatched(func, types, args, kwargs)
         if key not in self._recipes:
             self._recipes[key] = self._recipe(func, args, kwargs, out)
         return out
+
+    def _dispatched(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the call returns, anew."""
+        DryMode.dispatched += 1
+        fake = FAKES.get(func)
+        if fake is None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with self:
+            return fake(*args, **kwargs)
 
     def _key(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
         """Describes a call; None if its result does not follow from a description."""

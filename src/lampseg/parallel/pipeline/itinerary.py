@@ -6,11 +6,12 @@ so the receiver posts its receives in that order, whatever the order in which it
 
 **Waiting.** A send holds its tensor until the receiver has it, so it must be waited for some day, and a send may only
 be done once the receiver has come to the action that receives. It is waited for at an action of its sender that, by the
-timetable, starts after the receiving action and not before that has ended. Then no ring of processes can wait for each
-other: let every action wait for the one before it on its device, for those whose messages it reads, and for those that
-receive what it waits for. None of these starts later by the timetable, and those of the last sort start earlier. A ring
-would have to come back to the start it set out from, so none of its waits is of the last sort; and without these the
-actions are those of the timetable, which are in order. How long the actions really take does not matter.
+timetable, is fed (its device is free, and what it reads is there) after the receiving action is and not before that has
+ended. Then no ring of processes can wait for each other: let every action wait for the one before it on its device, for
+those whose messages it reads, and for those that receive what it waits for. None of these is fed later by the timetable,
+and those of the last sort are fed earlier. A ring would have to come back to the time it set out from, so none of its
+waits is of the last sort; and without these the actions are those of the timetable, which are in order. How long the
+actions really take does not matter.
 """
 
 from bisect import bisect_left, bisect_right
@@ -50,7 +51,7 @@ class Itinerary:
         self.device, self.places = device, tuple(places)
         self.order = timetable.order(device)
         self._routes = routes
-        self._starts = [entry.start for entry in timetable.devices[device]]
+        self._fed = [entry.fed for entry in timetable.devices[device]]
         self._entries: dict[Action, Entry] = {e.action: e for entries in timetable.devices for e in entries}
         self.inbound: dict[Channel, list[Message]] = {}
         """What comes from each device, in the order in which it is sent."""
@@ -77,5 +78,5 @@ class Itinerary:
     def may_wait(self, receiving: Action) -> int:
         """The first of my actions (its number) at which I may wait for a send; beyond the last: at the end."""
         entry = self._entries[receiving]
-        # Of an action that takes no time, start and end are one: strictly later than its start.
-        return max(bisect_left(self._starts, entry.end), bisect_right(self._starts, entry.start))
+        # Of an action that takes no time, the two are one: strictly later than it is fed.
+        return max(bisect_left(self._fed, entry.end), bisect_right(self._fed, entry.fed))

@@ -8,19 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lampseg.parallel.spatial.exchange import Axis, Span, assemble, disassemble, fetch, send_home, send_parts_home
+from lampseg.parallel.spatial.ends import Ends, Halo, ends_of
+from lampseg.parallel.spatial.exchange import add_home, assemble, disassemble, fetch, send_home, send_parts_home
 
 _aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Halo:
-    """The exchange along one axis before a convolution."""
-
-    axis: Axis
-    dim: int
-    edges: tuple[int, ...]
-    needs: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,12 @@ class Arguments:
         """Of input, weight and bias."""
         out: Any = _aten.convolution_backward(grad, x, weight, bias, *self._list(), wanted)
         return out[0], out[1], out[2]
+
+    def padded(self, dim: int, padding: int) -> "Arguments":
+        """The same with other padding along a dimension of the input."""
+        each = list(self.padding)
+        each[dim - 2] = padding
+        return replace(self, padding=tuple(each))
 
     def _list(self) -> list[Any]:
         return [
@@ -95,7 +92,7 @@ class _Convolution(Function):
             to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
             to_bias = to_bias and ctx.bias is not None
             halo, got = ctx.halos[-1], fetched[-1]
-            ends = _ends(x, weight, halo, ctx.args) if ctx.overlapped else None
+            ends = _ends(weight, halo, ctx.args) if ctx.overlapped else None
             if ends is not None:
                 wanted = [to_x, to_weight, to_bias]
                 grad_x, grad_w, grad_b = _ends_first(grad, x, weight, ctx.bias, halo, ctx.args, got, ends, wanted)
@@ -136,59 +133,26 @@ def convolve(
     return out
 
 
-@dataclass(frozen=True)
-class _Ends:
-    """The outputs of my slab that read planes of others, at its beginning and its end."""
-
-    padding: tuple[int, ...]
-    """With which my own planes alone give as many outputs."""
-    sides: tuple[tuple[int, int, Span], ...]
-    """First output, how many, and what they read."""
+def _ends(weight: Tensor, halo: Halo, args: Arguments) -> Ends | None:
+    at = halo.dim - 2
+    return ends_of(halo, taps=weight.shape[halo.dim], stride=args.stride[at], dilation=args.dilation[at])
 
 
-def _ends(x: Tensor, weight: Tensor, halo: Halo, args: Arguments) -> _Ends | None:
-    """None if the slab's own planes give no whole number of outputs, or all outputs read planes of others."""
-    axis, dim, edges = halo.axis, halo.dim, halo.edges
-    begin, end = edges[axis.rank], edges[axis.rank + 1]
-    need = halo.needs[axis.rank]
-    at = dim - 2
-    stride, reach = args.stride[at], args.dilation[at] * (weight.shape[dim] - 1)
-    outputs = (need[1] - need[0] - reach - 1) // stride + 1
-    # Output o reads need[0] + o * stride and `reach` further.
-    pad = begin - need[0]
-    low = max(0, -(-pad // stride)) if begin > 0 else 0
-    high = sum(need[0] + o * stride + reach >= end for o in range(outputs)) if end < edges[-1] else 0
-    if pad < 0 or (end - begin + 2 * pad - reach - 1) // stride + 1 != outputs or low + high >= outputs:
-        return None
-    padding = list(args.padding)
-    padding[at] = pad
-    sides = [
-        (first, count, (need[0] + first * stride, need[0] + (first + count - 1) * stride + reach + 1))
-        for first, count in ((0, low), (outputs - high, high))
-        if count
-    ]
-    return _Ends(tuple(padding), tuple(sides))
+def _interior_first(x: Tensor, weight: Tensor, bias: Tensor | None, halo: Halo, args: Arguments, fetching: Any) -> Any:
+    """The convolution of my slab as if there were zeros around it; then what the halo adds to its outer planes.
 
-
-def _interior_first(x: Tensor, weight: Tensor, bias: Tensor | None, halo: Halo, args: Any, fetching: Any) -> Any:
-    """The convolution of my slab as if there were zeros around it, and then its outer planes again, with the halo.
-
-        my planes        . . [a b c d e f] . .       kernel of 3
-        first            o   1 2 3 4 5 6             1 and 6 saw zeros
-        then             1   from  halo a b          6   from  e f halo
-
-    None if that is not possible (see `_ends`).
+    None if that is not possible (see `ends_of`).
     """
-    ends = _ends(x, weight, halo, args)
+    ends = _ends(weight, halo, args)
     if ends is None:
         return None
-    out = replace(args, padding=ends.padding).run(x, weight, bias)
-    if not ends.sides:
-        return out
-    got = fetching.wait()
-    for first, count, span in ends.sides:
-        thin = _between(x, halo.axis, halo.dim, halo.edges, span, got)
-        out.narrow(halo.dim, first, count).copy_(args.run(thin, weight, bias))
+    dim = halo.dim
+    out = args.padded(dim, ends.padding).run(x, weight, bias)
+    if ends.sides:
+        kernels = ends.kernels(weight, dim)
+        got = fetching.wait()
+        for side, kernel in zip(ends.sides, kernels, strict=True):
+            side.outputs(out, dim).add_(args.run(side.thin(got, dim), kernel, None))
     return out
 
 
@@ -200,52 +164,42 @@ def _ends_first(
     halo: Halo,
     args: Arguments,
     got: Sequence[tuple[int, Tensor]],
-    ends: _Ends,
+    ends: Ends,
     wanted: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The backward of the same: a convolution is linear, so that halos and my own planes each have their share.
+    """The backward of the same.
 
     The gradients of the halos come first and travel home while those of my planes are computed; no padded copy of the
     slab is made.
     """
     axis, dim = halo.axis, halo.dim
-    homeward = [torch.zeros_like(planes) for _, planes in got]
-    weights: list[Tensor] = []
-    for first, count, span in ends.sides:
-        thin = x.new_zeros([*x.shape[:dim], span[1] - span[0], *x.shape[dim + 1 :]])  # but the halo, zeros
-        shared = [_shared(at, planes, span, dim) for at, planes in got]
-        for (at, planes), (low, high) in zip(got, shared):
+    homeward: list[Tensor | None] = [None] * len(got)
+    of_taps: list[Tensor | None] = []
+    for side, kernel, edge in zip(ends.sides, ends.kernels(weight, dim), ends.outputs(grad, dim), strict=True):
+        thin = side.thin(got, dim)
+        to_thin, to_kernel, _ = args.gradients(edge, thin, kernel, bias, [wanted[0], wanted[1], False])
+        of_taps.append(to_kernel)
+        if to_thin is None:
+            continue
+        for n, (first, planes) in enumerate(got):
+            low, high = side.shared(first, planes, dim)
             if low < high:
-                thin.narrow(dim, low - span[0], high - low).copy_(planes.narrow(dim, low - at, high - low))
-        edge = grad.narrow(dim, first, count)
-        to_thin, to_weight, _ = args.gradients(edge, thin, weight, bias, [wanted[0], wanted[1], False])
-        if to_weight is not None:
-            weights.append(to_weight)
-        for part, (at, _), (low, high) in zip(homeward, got, shared):
-            if to_thin is not None and low < high:
-                part.narrow(dim, low - at, high - low).add_(to_thin.narrow(dim, low - span[0], high - low))
-    home = send_parts_home(homeward, x, axis, dim, halo.edges, halo.needs) if wanted[0] else None
-    grad_x, grad_w, grad_b = replace(args, padding=ends.padding).gradients(grad, x, weight, bias, wanted)
-    if weights and grad_w is not None:
-        exact = torch.promote_types(grad_w.dtype, torch.float32)
-        grad_w = torch.stack([grad_w, *weights]).sum(0, dtype=exact).to(grad_w.dtype)
+                part = to_thin.narrow(dim, low - side.span[0], high - low)
+                if part.shape != planes.shape:
+                    whole = torch.zeros_like(planes)
+                    whole.narrow(dim, low - first, high - low).copy_(part)
+                    part = whole
+                homeward[n] = part.contiguous()
+    home = None
+    if wanted[0]:
+        parts = [torch.zeros_like(planes) if part is None else part for part, (_, planes) in zip(homeward, got)]
+        home = send_parts_home(parts, x, axis, dim, halo.edges, halo.needs)
+    grad_x, grad_w, grad_b = args.padded(dim, ends.padding).gradients(grad, x, weight, bias, wanted)
+    for side, to_kernel in zip(ends.sides, of_taps):
+        if to_kernel is not None:
+            assert grad_w is not None
+            side.kernel(grad_w, dim).add_(to_kernel)
     if home is not None:
         assert grad_x is not None
-        for at, planes in home.wait():
-            grad_x.narrow(dim, at - halo.edges[axis.rank], planes.shape[dim]).add_(planes)
+        add_home(grad_x, axis, dim, halo.edges, home)
     return grad_x, grad_w, grad_b
-
-
-def _shared(first: int, planes: Tensor, span: Span, dim: int) -> Span:
-    """The planes, counted in the whole, that lie in a span."""
-    return max(first, span[0]), min(first + planes.shape[dim], span[1])
-
-
-def _between(x: Tensor, axis: Axis, dim: int, edges: Any, span: Span, got: Sequence[tuple[int, Tensor]]) -> Tensor:
-    """The planes of a span, from mine and the fetched ones."""
-    inside = []
-    for first, planes in got:
-        low, high = max(first, span[0]), min(first + planes.shape[dim], span[1])
-        if low < high:
-            inside.append((low, planes.narrow(dim, low - first, high - low)))
-    return assemble(x, axis, dim, edges, span, inside)

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from lampseg.parallel.spatial.parts import add_parts, empty_parts, parts_of
+
 Span = tuple[int, int]
 """Planes first to last (not included), counted in the whole; may reach beyond it: such planes are filled."""
 
@@ -60,10 +62,10 @@ class Axis:
         """Everyone's tensor of one shape, stacked."""
         self.traffic.collective_bytes += x.numel() * x.element_size()
         self.traffic.collectives += 1
-        parts = [torch.empty_like(x) for _ in range(self.size)]
+        parts = x.new_empty((self.size, *x.shape))
         if not _pretend(self, x):
-            dist.all_gather(parts, x.contiguous(), group=self.group)
-        return torch.stack(parts)
+            dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=self.group)
+        return parts
 
 
 def _pretend(axis: Axis, x: Tensor) -> bool:
@@ -99,16 +101,12 @@ def fetch(x: Tensor, axis: Axis, dim: int, edges: Sequence[int], needs: Sequence
         needs: of every rank.
     """
     own = edges[axis.rank], edges[axis.rank + 1]
-    out: dict[int, Tensor] = {}
-    into: dict[int, tuple[int, Tensor]] = {}
-    for other in axis.others:
-        theirs = overlap(needs[other], own)
-        if theirs[0] < theirs[1]:
-            out[other] = x.narrow(dim, theirs[0] - own[0], theirs[1] - theirs[0]).contiguous()
-        mine = overlap(needs[axis.rank], (edges[other], edges[other + 1]))
-        if mine[0] < mine[1]:
-            into[other] = mine[0], _empty(x, dim, mine[1] - mine[0])
-    return Fetch(list(into.values()), _post(axis, out, {other: tensor for other, (_, tensor) in into.items()}))
+    theirs = _some({other: overlap(needs[other], own) for other in axis.others})
+    mine = _some({other: overlap(needs[axis.rank], (edges[other], edges[other + 1])) for other in axis.others})
+    out = parts_of(x, dim, [(first - own[0], last - own[0]) for first, last in theirs.values()])
+    into = empty_parts(x, dim, [last - first for first, last in mine.values()])
+    works = _post(axis, dict(zip(theirs, out, strict=True)), dict(zip(mine, into, strict=True)))
+    return Fetch([(first, planes) for (first, _), planes in zip(mine.values(), into)], works)
 
 
 def send_home(grad: Tensor, axis: Axis, dim: int, edges: Sequence[int], needs: Sequence[Span]) -> Fetch:
@@ -118,8 +116,8 @@ def send_home(grad: Tensor, axis: Axis, dim: int, edges: Sequence[int], needs: S
         grad: of the planes that I needed, needs[rank].
     """
     need = needs[axis.rank]
-    fetched = [overlap(need, (edges[other], edges[other + 1])) for other in axis.others]
-    parts = [grad.narrow(dim, a - need[0], b - a).contiguous() for a, b in fetched if a < b]
+    fetched = _some({other: overlap(need, (edges[other], edges[other + 1])) for other in axis.others})
+    parts = parts_of(grad, dim, [(first - need[0], last - need[0]) for first, last in fetched.values()])
     return send_parts_home(parts, grad, axis, dim, edges, needs)
 
 
@@ -133,17 +131,18 @@ def send_parts_home(
     """
     need = needs[axis.rank]
     own = edges[axis.rank], edges[axis.rank + 1]
-    out: dict[int, Tensor] = {}
-    into: dict[int, tuple[int, Tensor]] = {}
-    rest = iter(parts)
-    for other in axis.others:
-        fetched = overlap(need, (edges[other], edges[other + 1]))
-        if fetched[0] < fetched[1]:
-            out[other] = next(rest)
-        theirs = overlap(needs[other], own)
-        if theirs[0] < theirs[1]:
-            into[other] = theirs[0], _empty(like, dim, theirs[1] - theirs[0])
-    return Fetch(list(into.values()), _post(axis, out, {other: tensor for other, (_, tensor) in into.items()}))
+    fetched = _some({other: overlap(need, (edges[other], edges[other + 1])) for other in axis.others})
+    theirs = _some({other: overlap(needs[other], own) for other in axis.others})
+    into = empty_parts(like, dim, [last - first for first, last in theirs.values()])
+    works = _post(axis, dict(zip(fetched, parts, strict=True)), dict(zip(theirs, into, strict=True)))
+    return Fetch([(first, planes) for (first, _), planes in zip(theirs.values(), into)], works)
+
+
+def add_home(grad: Tensor, axis: Axis, dim: int, edges: Sequence[int], home: Fetch) -> None:
+    """Adds the gradients that came home to those of my planes, in place."""
+    got = home.wait()
+    begin = edges[axis.rank]
+    add_parts(grad, dim, [first - begin for first, _ in got], [planes for _, planes in got])
 
 
 def assemble(
@@ -190,8 +189,7 @@ def disassemble(
         mine = _zeros(grad, dim, end - begin)
         if own[0] < own[1]:
             mine.narrow(dim, own[0] - begin, own[1] - own[0]).copy_(grad.narrow(dim, own[0] - need[0], own[1] - own[0]))
-    for first, planes in home.wait():
-        mine.narrow(dim, first - begin, planes.shape[dim]).add_(planes)
+    add_home(mine, axis, dim, edges, home)
     return mine
 
 
@@ -209,10 +207,9 @@ def _post(axis: Axis, out: dict[int, Tensor], into: dict[int, Tensor]) -> list[d
     return list(dist.batch_isend_irecv(operations))
 
 
-def _empty(like: Tensor, dim: int, planes: int) -> Tensor:
-    shape = list(like.shape)
-    shape[dim] = planes
-    return like.new_empty(shape)
+def _some(spans: dict[int, Span]) -> dict[int, Span]:
+    """Those that are not empty."""
+    return {other: span for other, span in spans.items() if span[0] < span[1]}
 
 
 def _zeros(like: Tensor, dim: int, planes: int) -> Tensor:

@@ -147,6 +147,7 @@ def rehearsal(
         {AXES[n]: n + 2 for n in cut},
         place={AXES[n]: where[n] for n in cut},
         stride=stride,
+        device=model.hardware.kind,
     )
     spatial.begin()
     layout = spatial.layout(shape)

@@ -8,6 +8,7 @@ same search, costs, timetable and rehearsal then serve.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from lampseg.errors import UserError
 from lampseg.parallel.spatial.around import AroundSlab
@@ -35,7 +36,7 @@ def on_slabs(problem: Problem, grid: Sequence[int], *, stride: Sequence[int]) ->
     x, y, z = grid
 
     def around(shape: tuple[int, ...]) -> AroundSlab:
-        return AroundSlab(_fullest(grid, shape=shape, stride=stride), shape)
+        return AroundSlab(_fullest(grid, shape=shape, stride=stride, device=problem.hardware.kind), shape)
 
     memory = problem.memory
     if memory is not None:
@@ -58,7 +59,9 @@ def plan_by_rank(plan: Plan) -> Plan:
     return replace(plan, devices=tuple(loads))
 
 
-def _fullest(grid: Sequence[int], *, shape: Sequence[int], stride: Sequence[int]) -> SpatialParallel:
+def _fullest(
+    grid: Sequence[int], *, shape: Sequence[int], stride: Sequence[int], device: Literal["cpu", "cuda"]
+) -> SpatialParallel:
     """The rehearsal of the rank with most planes; of those, the one with most neighbours."""
     cut = [n for n, count in enumerate(grid) if count > 1]
     sizes, dims = {AXES[n]: grid[n] for n in cut}, {AXES[n]: n + 2 for n in cut}
@@ -68,4 +71,4 @@ def _fullest(grid: Sequence[int], *, shape: Sequence[int], stride: Sequence[int]
         (shard,) = one.layout(shape)
         planes = [end - begin for begin, end in zip(shard.edges, shard.edges[1:])]
         place[AXES[n]] = max(range(grid[n]), key=lambda r: (planes[r], (r > 0) + (r < len(planes) - 1)))
-    return SpatialParallel.rehearsal(sizes, dims, place=place, stride=stride)
+    return SpatialParallel.rehearsal(sizes, dims, place=place, stride=stride, device=device)

@@ -14,11 +14,12 @@ import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
@@ -43,7 +44,7 @@ from lampseg.parallel.spatial.window import some_empty
 from lampseg.recording.kernels import tensors_in
 from lampseg.recording.recorder import function_name
 
-ENOUGH = 16
+ENOUGH = 4
 """Planes. Of thinner slabs the ends, which are computed by themselves, would be too large a part."""
 
 
@@ -67,9 +68,13 @@ class SpatialParallel(TorchFunctionMode):
             one). One, two or three.
         stride: the network's total down-sampling along each spatial dimension: edges of slabs lie on its multiples.
         overlapped: compute the interior of a convolution while its halo travels. None: on CUDA, for slabs of at least
-            ENOUGH planes; on a CPU, where messages take a core themselves, there is nothing to gain.
+            ENOUGH planes that are larger than the weights; on a CPU, where messages take a core themselves, there is
+            nothing to gain.
         seed: for random operations; the same on every rank.
     """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of a rehearsal."""
 
     def __init__(
         self,
@@ -113,15 +118,18 @@ class SpatialParallel(TorchFunctionMode):
         place: Mapping[str, int] | None = None,
         stride: int | Sequence[int] = 1,
         overlapped: bool | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> "SpatialParallel":
         """What one rank of a mesh would do, without the others: nothing is sent, received planes hold anything.
 
         Args:
             sizes: ranks of each axis.
             place: the rank's place on each; None: in the middle.
+            device: what fake tensors stand for: where there is no CUDA, they can only be those of a CPU.
         """
         place = place or {name: size // 2 for name, size in sizes.items()}
         self = cls.__new__(cls)
+        self.device = device
         axes = {name: Axis(n, dims[name], sizes[name], place[name], None) for n, name in enumerate(sizes)}
         self._setup(axes, stride, overlapped, 0)
         return self
@@ -135,6 +143,7 @@ class SpatialParallel(TorchFunctionMode):
             place={name: axis.rank for name, axis in names.items()},
             stride=self.stride,
             overlapped=self._overlapped,
+            device=self.device,
         )
 
     def _setup(self, axes: dict[str, Axis], stride: int | Sequence[int], overlapped: bool | None, seed: int) -> None:
@@ -291,10 +300,17 @@ class SpatialParallel(TorchFunctionMode):
     def known(self, value: tuple[tuple[tuple[int, int], tuple[int, ...]], ...]) -> None:
         self._known = dict(value)
 
-    def overlapped(self, x: Tensor, dim: int) -> bool:
-        """Whether the interior is computed first, before a convolution whose last halo is along `dim`."""
+    def on_cuda(self, x: Tensor) -> bool:
+        """Whether functions of `x` run on CUDA or, in a rehearsal where there is none, stand for such."""
+        return x.is_cuda or (self.device == "cuda" and isinstance(x, FakeTensor))
+
+    def overlapped(self, x: Tensor, dim: int, weight: Tensor) -> bool:
+        """Whether the interior is computed first, before a convolution whose last halo is along `dim`.
+
+        That reads the weights anew for each end, and spares copies of the slab.
+        """
         if self._overlapped is None:
-            return x.is_cuda and x.shape[dim] >= ENOUGH
+            return self.on_cuda(x) and x.shape[dim] >= ENOUGH and x.numel() >= weight.numel()
         return self._overlapped
 
     def local(self, shard: Shard) -> int:

@@ -1,6 +1,7 @@
 """Instance, group and batch norm on slabs: statistics are those of all ranks; only the input is kept."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,22 +9,58 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lampseg.parallel.spatial.exchange import Axis
+from lampseg.parallel.spatial.norm_kernels import Composed, Fused, Kernels, Table, gradient_of
 
-_aten = torch.ops.aten
 
-Reduction = Callable[[Tensor], Tensor]
-"""Sums (..., N, C) over each set of rows that share statistics; the sum stands at every member."""
+@dataclass(frozen=True)
+class Cut:
+    """How an axis cuts the input."""
 
-_CHANNELS = 8
-"""Whose copies in float32 exist at once."""
+    axis: Axis
+    planes: tuple[int, ...]
+    """Of every rank."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Which voxels share statistics: by default those of a channel of a sample (instance norm)."""
+
+    over_samples: bool = False
+    """Batch norm: those of a channel of all samples."""
+    groups: int | None = None
+    """Group norm: those of a group of channels of a sample."""
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(N, C, ...) as (A, R, ...): a row for each channel that has its own weight and statistics."""
+        return x if self.over_samples or len(x) == 1 else x.reshape(1, -1, *x.shape[2:])
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The same with a row for each set."""
+        return self.flat(x) if self.groups is None else x.reshape(1, len(x) * self.groups, -1)
+
+    def spread(self, table: Tensor, channels: int) -> Tensor:
+        """From a row for each set to one for each channel."""
+        return table if self.groups is None else table.repeat_interleave(channels // self.groups)
+
+    def each(self, parameter: Tensor | None, samples: int, dtype: torch.dtype) -> Tensor | None:
+        """A weight for each row of `flat`."""
+        if parameter is None:
+            return None
+        return parameter.to(dtype) if self.over_samples or samples == 1 else parameter.to(dtype).repeat(samples)
+
+
+INSTANCE = Sets()
+BATCH = Sets(over_samples=True)
 
 
 class Statistics:
-    """What a norm found: number of voxels, mean, and sum of squared deviations, each (N, C)."""
+    """What a norm found: a row for each set."""
 
-    count: Tensor
     mean: Tensor
-    deviations: Tensor
+    variance: Callable[[], Tensor]
+    """Biased."""
+    count: int
+    """Voxels of a set."""
 
 
 class _Norm(Function):
@@ -34,74 +71,76 @@ class _Norm(Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        reduce: Reduction,
-        axes: Sequence[Axis],
+        sets: Sets,
+        cuts: Sequence[Cut],
+        kernels: Kernels,
         found: Statistics,
     ) -> Tensor:
+        rows = sets.rows(x)
+        table, count = kernels.statistics(rows, eps), rows.numel() // rows.shape[1]
+        for cut in cuts:
+            counts = tuple(count // cut.planes[cut.axis.rank] * planes for planes in cut.planes)
+            table = kernels.joined(cut.axis.all_gather(torch.stack(table)), counts, eps)
+            count = sum(counts)
+        mean, scatter = table
+        found.mean, found.variance, found.count = mean, lambda: kernels.variance(scatter, eps), count
+        ctx.sets, ctx.cuts, ctx.eps, ctx.kernels, ctx.count = sets, cuts, eps, kernels, count
+        ctx.save_for_backward(x, weight, mean, scatter)
         samples, channels = x.shape[:2]
-        exact = torch.promote_types(x.dtype, torch.float32)
-        rows = _rows(x, exact)
-        for axis in axes:
-            rows = _joined(axis.all_gather(rows), lambda t: t.sum(0))
-        count, mean, deviations = _joined(rows.unsqueeze(0), lambda t: reduce(t.squeeze(0)))
-        found.count, found.mean, found.deviations = count, mean, deviations
-        variance = (deviations / count).reshape(-1)
-        mean = mean.reshape(-1)
-        ctx.reduce, ctx.axes, ctx.eps = reduce, axes, eps
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.biased = bias is not None
-
-        def each(parameter: Tensor | None) -> Tensor | None:
-            return None if parameter is None else parameter.to(exact).repeat(samples)
-
-        flat = x.reshape(1, samples * channels, *x.shape[2:])
-        out = _aten.native_batch_norm(flat, each(weight), each(bias), mean, variance, False, 0.0, eps)[0]
+        ctx.biased, ctx.channels = bias is not None, channels
+        out = kernels.applied(
+            sets.flat(x),
+            sets.each(weight, samples, mean.dtype),
+            sets.each(bias, samples, mean.dtype),
+            (sets.spread(mean, channels), sets.spread(scatter, channels)),
+            eps,
+        )
         # Not a view of another tensor: networks write to it in place.
-        result: Tensor = _aten._unsafe_view(out, list(x.shape))
+        result: Tensor = out if out.shape == x.shape else torch.ops.aten._unsafe_view(out, list(x.shape))
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, mean, variance, count = ctx.saved_tensors  # outside: a checkpoint runs the forward again
+        x, weight, mean, scatter = ctx.saved_tensors  # outside: a checkpoint runs the forward again
+        sets, kernels = ctx.sets, ctx.kernels
         with torch._C.DisableTorchFunction():
-            (grad,) = grads
             samples, channels = x.shape[:2]
-            flat = (1, samples * channels, *x.shape[2:])
-            scale = torch.ones_like(mean) if weight is None else weight.to(mean.dtype).repeat(samples)
-            _, grad_w, grad_b = _aten.native_batch_norm_backward(
-                grad.reshape(flat),
-                x.reshape(flat),
-                scale,
-                mean,
-                variance,
-                None,
-                None,
-                False,
-                ctx.eps,
-                [False, True, True],
-            )
+            grad, flat = sets.flat(grads[0].contiguous()), sets.flat(x)
+            gain = sets.each(weight, samples, mean.dtype)
+            table = sets.spread(mean, channels), sets.spread(scatter, channels)
+            total, product, of_weight = kernels.sums(grad, flat, gain, table, ctx.eps)
             grad_x = None
             if ctx.needs_input_grad[0]:
-                sums = torch.stack([scale * grad_b, scale * grad_w]).view(2, samples, channels).to(mean.dtype)
-                for axis in ctx.axes:
-                    axis.all_reduce(sums)
-                of_grad, of_product = (ctx.reduce(each).reshape(-1) / count.reshape(-1) for each in sums)
-                rstd = (variance + ctx.eps).rsqrt()
-
-                def over_space(t: Tensor) -> Tensor:
-                    return t.reshape(samples, channels, *[1] * (x.dim() - 2)).to(x.dtype)
-
-                # rstd * (w * grad - of_grad - normalised * of_product), as one sum of products
-                slope = over_space(-rstd * rstd * of_product)
-                shift = over_space(rstd * (rstd * of_product * mean - of_grad))
-                grad_x = torch.addcmul(shift, x, slope).addcmul_(grad, over_space(rstd * scale))
+                make = _plain if sets.groups is None else _grouped
+                grad_x = make(ctx, grad, flat, gain, table, torch.stack([total, product])).view(x.shape)
 
             def fold(t: Tensor) -> Tensor:
-                return t.view(samples, channels).sum(0).to(weight.dtype)
+                return (t.view(samples, channels).sum(0) if len(t) > channels else t).to(weight.dtype)
 
-            to_weight = fold(grad_w) if weight is not None and ctx.needs_input_grad[1] else None
-            to_bias = fold(grad_b) if ctx.biased and ctx.needs_input_grad[2] else None
-            return grad_x, to_weight, to_bias, None, None, None, None
+            to_weight = fold(of_weight) if weight is not None and ctx.needs_input_grad[1] else None
+            to_bias = fold(total) if ctx.biased and ctx.needs_input_grad[2] else None
+            return grad_x, to_weight, to_bias, None, None, None, None, None
+
+
+def _plain(ctx: Any, grad: Tensor, x: Tensor, gain: Tensor | None, table: Table, sums: Tensor) -> Tensor:
+    """The gradient of x where a row is a set."""
+    for cut in ctx.cuts:
+        cut.axis.all_reduce(sums)
+    out: Tensor = ctx.kernels.gradient(grad, x, gain, table, sums, ctx.count, ctx.eps)
+    return out
+
+
+def _grouped(ctx: Any, grad: Tensor, x: Tensor, gain: Tensor | None, table: Table, sums: Tensor) -> Tensor:
+    """The same where a set has rows of different weights."""
+    mean, scatter = table
+    sets, channels = ctx.sets, ctx.channels
+    weighted = torch.stack([sums[0], ctx.kernels.product(sums[1], scatter, ctx.eps)])
+    weighted = weighted if gain is None else weighted.mul_(gain)
+    sums = weighted.view(2, -1, channels // sets.groups).sum(-1)
+    for cut in ctx.cuts:
+        cut.axis.all_reduce(sums)
+    means = [sets.spread(each, channels) for each in (sums / ctx.count).unbind(0)]
+    return gradient_of(grad, x, gain, mean, ctx.kernels.inverse(scatter, ctx.eps), *means)
 
 
 def normalise(
@@ -110,54 +149,21 @@ def normalise(
     bias: Tensor | None,
     *,
     eps: float,
-    reduce: Reduction,
-    axes: Sequence[Axis],
+    sets: Sets,
+    cuts: Sequence[Cut],
+    fused: bool,
 ) -> tuple[Tensor, Statistics]:
     """(x - mean) / sqrt(variance + eps) * weight + bias with the statistics of the whole.
 
     Args:
         x: my slab (N, C, ...).
-        reduce: which rows share statistics.
-        axes: over which the whole is cut.
+        sets: which voxels share statistics.
+        cuts: how the whole is cut.
+        fused: by the kernels that CUDA has for it.
     """
     found = Statistics()
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = _Norm.apply(x, weight, bias, eps, reduce, tuple(axes), found)  # type: ignore[no-untyped-call]
+        out: Tensor = _Norm.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, eps, sets, tuple(cuts), Fused() if fused else Composed(), found
+        )
     return out, found
-
-
-def alone(t: Tensor) -> Tensor:
-    """Instance norm: every row for itself."""
-    return t
-
-
-def over_samples(t: Tensor) -> Tensor:
-    """Batch norm: all samples together."""
-    return t.sum(-2, keepdim=True).expand_as(t)
-
-
-def over_groups(groups: int) -> Reduction:
-    """Group norm: the channels of a group."""
-
-    def reduce(t: Tensor) -> Tensor:
-        grouped = t.reshape(*t.shape[:-1], groups, -1)
-        return grouped.sum(-1, keepdim=True).expand_as(grouped).reshape(t.shape)
-
-    return reduce
-
-
-def _rows(x: Tensor, exact: torch.dtype) -> Tensor:
-    """(3, N, C): number, mean and squared deviations of my voxels."""
-    space = tuple(range(2, x.dim()))
-    parts = [torch.var_mean(part.to(exact), space, correction=0) for part in x.split(_CHANNELS, 1)]
-    variance, mean = (torch.cat([part[which] for part in parts], 1) for which in (0, 1))
-    count = torch.full_like(mean, x[0, 0].numel())
-    return torch.stack([count, mean, variance * count])
-
-
-def _joined(parts: Tensor, add: Reduction) -> Tensor:
-    """Chan's formula for (K, 3, N, C): `add` sums (K, N, C) over the sets that are joined."""
-    counts, means, deviations = parts.unbind(1)
-    count = add(counts)
-    mean = add(counts * means) / count
-    return torch.stack([count, mean, add(deviations + counts * (means - mean).square())])

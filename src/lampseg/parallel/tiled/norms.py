@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lampseg.parallel.spatial.norm import Reduction, alone, over_groups, over_samples
+Reduction = Callable[[Tensor], Tensor]
+"""Sums (..., N, C) over each set of rows that share statistics; the sum stands at every member."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,26 @@ class Sums:
         assert self.grad is not None
         assert self.product is not None
         return self.product.sum(0), self.grad.sum(0)
+
+
+def alone(t: Tensor) -> Tensor:
+    """Instance norm: every row for itself."""
+    return t
+
+
+def over_samples(t: Tensor) -> Tensor:
+    """Batch norm: all samples together."""
+    return t.sum(-2, keepdim=True).expand_as(t)
+
+
+def over_groups(groups: int) -> Reduction:
+    """Group norm: the channels of a group."""
+
+    def reduce(t: Tensor) -> Tensor:
+        grouped = t.reshape(*t.shape[:-1], groups, -1)
+        return grouped.sum(-1, keepdim=True).expand_as(grouped).reshape(t.shape)
+
+    return reduce
 
 
 def _batch(

@@ -1,6 +1,8 @@
 """Norms: the statistics are those of the whole volume, and so are running ones."""
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from lampseg.parallel.spatial.layout import layout_of
 from lampseg.parallel.spatial.mode import SpatialParallel
-from lampseg.parallel.spatial.norm import Reduction, Statistics, alone, normalise, over_groups, over_samples
+from lampseg.parallel.spatial.norm import BATCH, INSTANCE, Cut, Sets, Statistics, normalise
 from lampseg.parallel.spatial.register import exact
 
 Function = Callable[..., Any]
@@ -25,10 +27,8 @@ def instance_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any)
     given = {**dict(zip(_INSTANCE, args)), **kwargs}
     if not given.get("use_input_stats", True):
         return mode.marked(func(*args, **kwargs), layout_of(given["input"]))
-    out, found = _normalised(mode, func, given, alone)
-    mean = found.mean.mean(0)
-    variance = (found.deviations / (found.count - 1)).mean(0)
-    _update(given, mean, variance)
+    out, found = _normalised(mode, func, given, INSTANCE)
+    _update(given, found, len(out))
     return out
 
 
@@ -38,8 +38,8 @@ def batch_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) ->
     given = {**dict(zip(_BATCH, args)), **kwargs}
     if not given.get("training", False):
         return mode.marked(func(*args, **kwargs), layout_of(given["input"]))
-    out, found = _normalised(mode, func, given, over_samples)
-    _update(given, found.mean[0], found.deviations[0] / (found.count[0] - 1))
+    out, found = _normalised(mode, func, given, BATCH)
+    _update(given, found, 1)
     return out
 
 
@@ -47,27 +47,28 @@ def batch_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) ->
 def group_norm(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -> Any:
     """Over the voxels of a group of channels."""
     given = {**dict(zip(_GROUP, args)), **kwargs}
-    return _normalised(mode, func, given, over_groups(given["num_groups"]))[0]
+    return _normalised(mode, func, given, Sets(groups=given["num_groups"]))[0]
 
 
-def _normalised(
-    mode: SpatialParallel, func: Function, given: dict[str, Any], reduce: Reduction
-) -> tuple[Tensor, Statistics]:
+def _normalised(mode: SpatialParallel, func: Function, given: dict[str, Any], sets: Sets) -> tuple[Tensor, Statistics]:
     x, weight, bias = given["input"], given.get("weight"), given.get("bias")
     layout = layout_of(x)
     if any(shard.dim < 2 for shard in layout):
         raise mode.refuse(func, "its input is cut along samples or channels")
     if any(isinstance(each, Tensor) and layout_of(each) for each in (weight, bias)):
         raise mode.refuse(func, "its weight is a slab")
-    axes = [mode.axes[shard.axis] for shard in layout]
-    out, found = normalise(x, weight, bias, eps=given.get("eps", 1e-5), reduce=reduce, axes=axes)
+    cuts = [Cut(mode.axes[shard.axis], tuple(b - a for a, b in pairwise(shard.edges))) for shard in layout]
+    eps = given.get("eps", 1e-5)
+    out, found = normalise(x, weight, bias, eps=eps, sets=sets, cuts=cuts, fused=mode.on_cuda(x))
     return mode.marked(out, layout), found
 
 
-def _update(given: dict[str, Any], mean: Tensor, variance: Tensor) -> None:
-    """The running statistics, as every rank computes them alike."""
-    for name, value in (("running_mean", mean), ("running_var", variance)):
+def _update(given: dict[str, Any], found: Statistics, samples: int) -> None:
+    """The running statistics, as every rank computes them alike: with the unbiased variance, the mean over samples."""
+    unbiased = found.count / (found.count - 1) if found.count > 1 else math.nan
+    for name in ("running_mean", "running_var"):
         buffer = given.get(name)
         if buffer is not None:
-            momentum = given.get("momentum", 0.1)
-            buffer.copy_(buffer * (1 - momentum) + value.to(buffer.dtype) * momentum)
+            value = found.mean if name == "running_mean" else found.variance() * unbiased
+            value = value.view(samples, -1).mean(0) if samples > 1 else value
+            buffer.lerp_(value.to(buffer.dtype), given.get("momentum", 0.1))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lampseg.parallel.spatial.collectives import planes_of
-from lampseg.parallel.spatial.convolution import Arguments, Halo, convolve
+from lampseg.parallel.spatial.convolution import Arguments, convolve
+from lampseg.parallel.spatial.ends import Halo
 from lampseg.parallel.spatial.layout import Shard, layout_of
 from lampseg.parallel.spatial.mode import SpatialParallel
 from lampseg.parallel.spatial.register import exact
@@ -82,7 +83,7 @@ def convolution(mode: SpatialParallel, func: Function, args: Any, kwargs: Any) -
             padding[shard.dim - 2] = 0
     arguments = Arguments(tuple(stride), tuple(padding), tuple(dilation), False, (0,) * dims, given.get("groups", 1))
     with torch.autocast(x.device.type, enabled=False):
-        overlapped = bool(halos) and mode.overlapped(x, halos[-1].dim)
+        overlapped = bool(halos) and mode.overlapped(x, halos[-1].dim, weight)
         out = convolve(x, weight, bias, halos=halos, args=arguments, overlapped=overlapped)
     return mode.marked(out, layout)
 
