@@ -10,7 +10,7 @@ from lampseg.parallel.world import World
 
 LOADS = tuple(Load(name, (96, 96, 96), tile=24) for name in ("unet", "dynunet", "segresnet", "residualencoderunet"))
 QUICK = (Load("unet", (32, 16, 16), tile=4),)
-ROUNDS = 7
+ROUNDS = 3
 
 
 def measure(world: World, load: Load, ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
@@ -29,12 +29,13 @@ def measure(world: World, load: Load, ways: dict[str, Way], rounds: int) -> dict
 def record(out: Path, *, quick: bool) -> None:
     """Writes tiled_times.json and .md."""
     at = circumstances()
-    data, rows, dearer = [], [], []
+    data, rows, dearer, source = [], [], [], ""
     for load in QUICK if quick else LOADS:
         ways = ways_of(load)
         (seconds,) = run_ranks(measure, 1, load, ways, 1 if quick else ROUNDS)
         times = {name: median(each) for name, each in seconds.items()}
         foreseen = {name: ways[name].plan.step_seconds / ways["plain"].plan.step_seconds for name in WAYS}
+        source = ways["plain"].plan.hardware.split(" (")[0]  # without the path of a calibration
         dearer.append(times["tiles"] / times["plain"])
         data.append({"network": load.network, "size": load.size, "seconds": seconds, "foreseen": foreseen})
         cells = [f"{times[name]:.2f}" for name in WAYS]
@@ -44,7 +45,10 @@ def record(out: Path, *, quick: bool) -> None:
         out,
         "tiled_times",
         title="The price of tiles",
-        summary=[f"tiles take {min(dearer):.2f} to {max(dearer):.2f} times as long as a plain step"],
+        summary=[
+            f"tiles take {min(dearer):.2f} to {max(dearer):.2f} times as long as a plain step",
+            f"the planner's speeds: {source}",
+        ],
         tables=[
             (
                 "Processor seconds of a step, medians; in brackets what the planner foresees",

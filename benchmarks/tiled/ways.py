@@ -55,7 +55,7 @@ def ways_of(load: Load) -> dict[str, Way]:
     """The plans of a load; nothing is run."""
     loss = planned_loss(LOSS, classes=CLASSES)
     network = SMALL[load.network].build(load.size, meta=True)
-    hardware = hardware_for(kind="cpu", name="cpu", processes=1)
+    hardware = hardware_for(kind="cpu", processes=1)
     model = cost_network(network, shape=load.case.shape, hardware=hardware, loss=loss, name=load.network)
     plain = _staged(model, stages=1)
     again = min((_staged(model, stages=stages) for stages in (2, 3, 4)), key=lambda way: way.predicted)

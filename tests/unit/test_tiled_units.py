@@ -277,6 +277,18 @@ def test_a_write_to_an_input_between() -> None:
     assert unit.cat is None
 
 
+def test_a_write_to_an_input_afterwards() -> None:
+    """A concatenation keeps no input. The unit did, and its backward failed: modified by an inplace operation."""
+
+    def function(self: Any, x: Tensor) -> Tensor:
+        y = x * 2
+        out = self.norm(self.conv(torch.cat([y, x], 1)))
+        return out * y.add_(1).sum()  # type: ignore[no-any-return]
+
+    (unit,) = check(Function(function, conv=nn.Conv3d(6, 4, 3), norm=nn.InstanceNorm3d(4)))
+    assert unit.cat is None
+
+
 def test_results_of_writes_are_found() -> None:
     """The network goes on with the argument of an in-place activation, not with what it returned."""
 

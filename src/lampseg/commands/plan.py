@@ -9,11 +9,11 @@ from lampseg.light import uncollected, uncompiled
 from lampseg.networks import build_network, network_sizes, on_meta
 from lampseg.parallel.devices import parse_devices
 from lampseg.partition import Plan
-from lampseg.partition.problem import Problem
 from lampseg.partition.questions import fewest_devices, largest_patch
 from lampseg.training.patches import check_patch, patches_of
-from lampseg.training.plans import in_slabs_if_asked
+from lampseg.training.plans_in_tiles import check_alone
 from lampseg.training.subject import Size, Subject, hardware_of
+from lampseg.training.ways import ways_of
 from lampseg.units import parse_bytes
 
 
@@ -71,9 +71,12 @@ def plan_largest_patch(subject: Subject) -> tuple[tuple[int, ...], Plan]:
     """
     if subject.devices.memory is None:
         raise UserError("--largest-patch: the memory of the devices is not known: state it, as in --devices 4x16GiB")
-    solve = in_slabs_if_asked(subject) or Problem.solve
-    found = largest_patch(subject.problem(-1), stride=subject.stride, volume=subject.volume, solve=solve)
+    if subject.config.parallel.mode == "tiled":
+        check_alone(subject.devices.count)
+    problem, solve = subject.problem(-1), ways_of(subject).solve
+    found = largest_patch(problem, stride=subject.stride, volume=subject.volume, solve=solve)
     if found is None:
+        solve(replace(problem, size=subject.volume))  # which says so, if no patch can be planned
         raise UserError(
             f"--largest-patch: not even the smallest patch {list(subject.stride)} fits {subject.devices.count} "
             "device(s): use more devices, or a smaller network"
@@ -95,13 +98,18 @@ def plan_fewest_devices(subject: Subject, *, memory: str) -> Plan:
     # A GPU of this memory is meant, as by --devices NxMEMORY, unless the hardware is named.
     hardware = hardware_of(subject.config, parse_devices(f"1x{memory}", planning=True))
     subject = replace(subject, hardware=hardware)
-    slabs = subject.config.parallel.slabs
+    ways, mode, slabs = ways_of(subject), subject.config.parallel.mode, subject.config.parallel.slabs
     found = fewest_devices(
         subject.problem(-1),
         memory=size,
-        solve=in_slabs_if_asked(subject),
+        solve=ways.solve if mode == "tiled" else ways.several,
         unit=1 if slabs == "auto" else math.prod(slabs),
     )
+    if found is None and mode == "tiled":
+        raise UserError(
+            f"--fewest-devices: one device of {memory} is not enough for tiles, and parallel.mode: tiled is for one: "
+            "use parallel.mode: auto or spatial for several"
+        )
     if found is None:
         raise UserError(
             f"--fewest-devices: no number of devices of {memory} is enough: a single operation needs more; use "

@@ -35,6 +35,31 @@ class Lever:
 Solve = Callable[[Problem], Found]
 
 
+@dataclass(frozen=True)
+class Change:
+    """Another way to plan on the same devices."""
+
+    change: str
+    """What to set, in words."""
+    solve: Solve
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the plans are found that answer questions."""
+
+    solve: Solve = Problem.solve
+    """On the devices that there are."""
+    several: Solve | None = None
+    """On another number of devices; None: by stages."""
+    changes: tuple[Change, ...] = ()
+    """That may be proposed."""
+    elsewhere: str = ""
+    """What to set for another number of devices, in words."""
+    recomputes: bool = True
+    """Whether `parallel.recompute` makes a difference."""
+
+
 def largest_patch(
     problem: Problem,
     *,
@@ -150,16 +175,14 @@ def fewest_devices(problem: Problem, *, memory: float, solve: Solve | None = Non
     return plan
 
 
-def levers(problem: Problem, *, stride: Sequence[int], solve: Solve = Problem.solve) -> Iterator[Lever]:
-    """What could be changed so that a problem that does not fit does, one thing at a time.
-
-    Args:
-        solve: finds the plan of a problem; it may be another kind of plan than stages.
-    """
+def levers(problem: Problem, *, stride: Sequence[int], ways: Ways = Ways()) -> Iterator[Lever]:
+    """What could be changed so that a problem that does not fit does, one thing at a time."""
     assert problem.memory is not None
-    other = None if solve is Problem.solve else solve
+    solve = ways.solve
+    for each in ways.changes:
+        yield _lever(problem, each.change, each.solve)
     # On slabs all_but_last is as good as none: each micro-batch's backward follows at once.
-    if problem.recompute == "none" or (other and problem.recompute == "all_but_last"):
+    if ways.recomputes and (problem.recompute == "none" or (ways.several and problem.recompute == "all_but_last")):
         yield _lever(replace(problem, recompute=None), "parallel.recompute: auto", solve)
     if problem.precision == "float32":
         yield _lever(replace(problem, precision="bfloat16"), "precision: bfloat16", solve)
@@ -168,10 +191,9 @@ def levers(problem: Problem, *, stride: Sequence[int], solve: Solve = Problem.so
         change = replace(problem, micro_batches=problem.batch)
         yield _lever(change, f"parallel.micro_batches: {problem.batch} (one sample each)", solve)
     least = min(problem.memory)
-    fewest = fewest_devices(problem, memory=least, solve=other)
-    yield Lever(
-        f"{fewest.choices.processes if fewest else MOST_DEVICES} devices of {format_bytes(least)}", fewest, bool(fewest)
-    )
+    fewest = fewest_devices(problem, memory=least, solve=ways.several)
+    count = fewest.choices.processes if fewest else MOST_DEVICES
+    yield Lever(f"{count} devices of {format_bytes(least)}{ways.elsewhere}", fewest, bool(fewest))
     coarse = [max(step, step * (COARSE // step)) for step in stride]
     patch = largest_patch(problem, stride=coarse, volume=problem.size, solve=solve, roughly=True)
     size = None if patch is None else list(patch[0])
@@ -179,11 +201,14 @@ def levers(problem: Problem, *, stride: Sequence[int], solve: Solve = Problem.so
 
 
 def _lever(problem: Problem, change: str, solve: Solve) -> Lever:
-    found = solve(problem)
+    try:
+        found = solve(problem)
+    except UserError:  # for instance, of tiles: nothing can run in them
+        return Lever(change, None, fits=False)
     return Lever(change, found.plan, found.fits)
 
 
-def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int], solve: Solve = Problem.solve) -> str:
+def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int], ways: Ways = Ways()) -> str:
     """What to say when nothing fits: what it lacks, and what each change would buy."""
     assert problem.memory is not None
     # Estimates are up to a quarter too high: what fits by them, fits.
@@ -192,10 +217,12 @@ def remedies(problem: Problem, closest: Plan, *, stride: Sequence[int], solve: S
     has = ", ".join(format_bytes(limit) for limit in problem.memory)
     again = len(closest.choices.recomputed)
     how = f" (running {again} module{'s' * (again != 1)} again in the backward)" if again else ""
+    if tile := closest.choices.tile:
+        how = f" (in tiles of {tile} plane{'s' * (tile != 1)})"
     lines = [
         f"{problem.name} on {'x'.join(map(str, problem.size))} with batch {problem.batch} does not fit: at best{how} "
         f"the devices need {needs}, they have {has}. What each change alone would do:"
     ]
-    lines += [f"  - {lever.text()}" for lever in levers(rough, stride=stride, solve=solve)]
+    lines += [f"  - {lever.text()}" for lever in levers(rough, stride=stride, ways=ways)]
     lines.append("`lampseg plan` with --largest-patch or --fewest-devices finds these exactly.")
     return "\n".join(lines)

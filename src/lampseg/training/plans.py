@@ -20,6 +20,7 @@ from lampseg.training.plans_in_tiles import in_tiles, or_in_tiles
 from lampseg.training.plans_on_slabs import any_mixture, in_slabs, mixed
 from lampseg.training.smallest import enough_voxels
 from lampseg.training.subject import Subject
+from lampseg.training.ways import ways_of
 
 Size = tuple[int, int, int]
 
@@ -49,24 +50,11 @@ def make_plans(
             problem = replace(subject.problem(index), margin=margin)
             found = _solved(subject, problem, on_way=on_way)
             if not found.fits:
-                solve = in_slabs_if_asked(subject) or Problem.solve
-                raise UserError(remedies(problem, found.plan, stride=subject.stride, solve=solve))
+                raise UserError(remedies(problem, found.plan, stride=subject.stride, ways=ways_of(subject)))
             _check_validation(subject, found.plan)
             plans.append(found.plan)
         _try_smallest(subject, index, smallest)
     return tuple(plans)
-
-
-def in_slabs_if_asked(subject: Subject) -> Callable[[Problem], Found] | None:
-    """How problems are solved where the configuration asks for slabs or tiles; None: by stages."""
-    parallel = subject.config.parallel
-    if parallel.mode == "tiled":
-        return lambda problem: in_tiles(problem, tile=parallel.tile, tried=1)
-    if parallel.mode != "spatial" and parallel.slabs != "auto":
-        return lambda problem: mixed(subject, problem)
-    if parallel.mode != "spatial":
-        return None
-    return lambda problem: problem.solve() if problem.devices == 1 else in_slabs(subject, problem, roughly=True)
 
 
 def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -> Found:
@@ -83,7 +71,7 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
     if subject.config.parallel.slabs != "auto":
         return mixed(subject, problem, on_way=on_way)
     if mode == "auto" and problem.devices == 1:
-        return or_in_tiles(problem, problem.solve(on_way=on_way), tile=subject.config.parallel.tile)
+        return or_in_tiles(problem, problem.solve(on_way=on_way), tile=subject.config.parallel.tile, named=True)
     if mode != "auto":
         return problem.solve(on_way=on_way)
     try:

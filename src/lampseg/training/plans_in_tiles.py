@@ -1,12 +1,12 @@
 """Plans that run the network tile by tile on one device: asked for, or where nothing else fits."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 from lampseg.errors import UserError
 from lampseg.parallel.tiled.forecast import thicknesses, tile_choices, tile_plan
-from lampseg.partition.plan import Alternative, Plan, describe_choices
+from lampseg.parallel.tiled.units import units_of
+from lampseg.partition.plan import Alternative, DeviceLoad, Plan, describe_choices
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
 
@@ -25,19 +25,18 @@ def in_tiles(problem: Problem, *, tile: int | Literal["auto"], tried: int = TRIE
         roughly: try one, for an alternative that is only named.
 
     Raises:
-        UserError: there are several devices.
+        UserError: there are several devices, or nothing in the network can run in tiles.
     """
-    if problem.devices > 1:
-        raise UserError(
-            f"parallel.mode: tiled is for one device, there are {problem.devices}: use mode spatial, by which they "
-            "share every volume, or pipeline"
-        )
+    check_alone(problem.devices)
     found: list[Found] = []
-    for plan in _plans(problem, tile=tile):
+    to_try = list(thicknesses(problem.size[0])) if tile == "auto" else [tile]
+    while to_try:
+        plan = _planned(problem, to_try.pop(0))
         found.append(Found(plan, fits=lack(plan, problem) <= 1))
-        enough = len(found) >= tried and any(each.fits for each in found)
-        if roughly or enough or _hopeless(plan, problem):
+        if roughly or (len(found) >= tried and any(each.fits for each in found)):
             break
+        if _hopeless(plan, problem):
+            to_try = to_try[-1:]  # for what it lacks at best
     fitting = [each for each in found if each.fits]
     if not fitting:
         return min(found, key=lambda each: lack(each.plan, problem))
@@ -47,11 +46,27 @@ def in_tiles(problem: Problem, *, tile: int | Literal["auto"], tried: int = TRIE
     return min(fitting, key=lambda each: each.plan.step_seconds)
 
 
-def or_in_tiles(problem: Problem, found: Found, *, tile: int | Literal["auto"]) -> Found:
-    """What was found for one device, or tiles where that does not fit and they do; the other is an alternative."""
-    if problem.recompute is not None:  # tiles recompute
+def check_alone(devices: int) -> None:
+    """Raises UserError if there are several devices."""
+    if devices > 1:
+        raise UserError(
+            f"parallel.mode: tiled is for one device, there are {devices}: use mode spatial, by which they share every "
+            "volume, or pipeline, or --devices 1"
+        )
+
+
+def or_in_tiles(problem: Problem, found: Found, *, tile: int | Literal["auto"], named: bool = False) -> Found:
+    """What was found for one device, or tiles where that does not fit and they do; the other is an alternative.
+
+    Args:
+        named: tiles are an alternative, too, where they are not needed.
+    """
+    if problem.recompute is not None or (found.fits and not named):  # tiles recompute
         return found
-    tiles = in_tiles(problem, tile=tile, roughly=found.fits)
+    try:
+        tiles = in_tiles(problem, tile=tile, roughly=found.fits)
+    except UserError:  # nothing can run in tiles
+        return found
     if not found.fits:
         better = tiles if tiles.fits or lack(tiles.plan, problem) < lack(found.plan, problem) else found
         if better is found:
@@ -71,21 +86,26 @@ def or_in_tiles(problem: Problem, found: Found, *, tile: int | Literal["auto"]) 
     return replace(found, plan=replace(found.plan, alternatives=alternatives))
 
 
-def _plans(problem: Problem, *, tile: int | Literal["auto"]) -> Iterator[Plan]:
-    """From thick tiles to thin ones."""
+def _planned(problem: Problem, planes: int) -> Plan:
     count = problem.counts()[0]
     model = problem.costed(count)
-    for planes in thicknesses(problem.size[0]) if tile == "auto" else (tile,):
-        choices = tile_choices(planes, micro_batches=count)
-        yield tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
+    if not units_of(model.graph):
+        raise UserError(
+            f"parallel.mode: tiled: nothing in {problem.name} can run in tiles: it has no convolution that takes and "
+            "gives one tensor (transposed ones are not cut); use parallel.mode: auto, by which parts of it run again"
+        )
+    choices = tile_choices(planes, micro_batches=count)
+    return tile_plan(model, choices, loss=problem.loss, memory=problem.memory)
 
 
 def _hopeless(plan: Plan, problem: Problem) -> bool:
     """Whether the plan does not fit, and thinner tiles would not either: they only need less beside what is kept."""
-    return any(
-        (load.peak_bytes - load.temporary_bytes) * problem.margin > (load.memory_bytes or float("inf"))
-        for load in plan.devices
-    )
+
+    def least(load: DeviceLoad) -> float:
+        library = load.library_bytes - problem.hardware.reserve_bytes  # of a convolution of a tile
+        return (load.peak_bytes - load.temporary_bytes - library) * problem.margin
+
+    return any(least(load) > (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
 def lack(plan: Plan, problem: Problem) -> float:

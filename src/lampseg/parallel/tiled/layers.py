@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lampseg.parallel.tiled.convolutions import Convolution
+from lampseg.parallel.tiled.folded import how_to
 
 
 class Layer:
@@ -35,7 +36,7 @@ class Layer:
         return any(self._wanted)
 
     def run(self, slab: Tensor) -> Tensor:
-        return self._args.run(slab, self._weight, self._bias)
+        return how_to(self._args, slab, self._weight).run(slab, self._weight, self._bias)
 
     def backward(self, grad: Tensor, slab: Tensor, *, to_slab: bool) -> Tensor | None:
         """The gradient of the slab, if asked for; those of the parameters are added to the sums."""
@@ -43,7 +44,8 @@ class Layer:
             return None
         sizes = None if self._bias is None else list(self._bias.shape)
         wanted = [to_slab, self._wanted[0], self._wanted[1] and sizes is not None]
-        found, to_weight, to_bias = self._args.gradients(grad, slab, self._weight, sizes, wanted)
+        how = how_to(self._args, slab, self._weight)
+        found, to_weight, to_bias = how.gradients(grad, slab, self._weight, sizes, wanted)
         self._to_weight, self._to_bias = _sum(self._to_weight, to_weight), _sum(self._to_bias, to_bias)
         return found
 

@@ -209,10 +209,15 @@ class _Search:
         for op in self.graph.operations[unit.first + 1 : unit.last]:
             if op.index in members:
                 continue
-            written = op.index in self.memory.writers and any(self.memory.of(value) in inputs for value in op.reads)
-            if op.effect or written or not state.isdisjoint(op.state):
+            if op.effect or self._writes(op, inputs) or not state.isdisjoint(op.state):
                 return False
-        return True
+        # A concatenation keeps none of its inputs, so that the network may write to them; a unit keeps them.
+        later = () if unit.cat is None else self.graph.operations[unit.last + 1 :]
+        return not any(self._writes(op, inputs) for op in later)
+
+    def _writes(self, op: Operation, inputs: set[ValueId]) -> bool:
+        """Whether it writes to the memory of a unit's inputs."""
+        return op.index in self.memory.writers and any(self.memory.of(value) in inputs for value in op.reads)
 
 
 class _Memory:
