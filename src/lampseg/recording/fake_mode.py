@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.ops.prim.device.default
 """The operator that asks a fake tensor for its device, several times for each call."""
@@ -22,6 +23,14 @@ def fake_device(tensor: Any) -> Any:
     if type(tensor) is not FakeTensor:
         return None
     return torch.device("meta") if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
+
+
+class Watching(TorchDispatchMode):
+    """A mode that watches the calls of dry runs."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and the mark takes time at every call
 
 
 class _Result(NamedTuple):
@@ -59,10 +68,12 @@ class DryMode(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
+        """Of a fake tensor on a device, as PyTorch's constructor sets them."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is ever compiled, and the mark takes time at every call
+        return False  # as for `Watching`
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -180,8 +191,25 @@ class DryMode(FakeTensorMode):
                         storage = args[result.argument].untyped_storage()
                         meta = torch.empty((0,), dtype=result.dtype, device="meta")
                         meta.set_(storage, result.offset, result.shape, result.stride)
-                    made.append(FakeTensor(self, meta, result.device))
+                    made.append(self._fake(meta, result.device))
         return made[0] if recipe.kind is None else recipe.kind(made)
+
+    def _fake(self, meta: Tensor, device: Any) -> Tensor:
+        """`FakeTensor(self, meta, device)`, but the constructor checks and sets everything for the first one only."""
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            first = FakeTensor(self, meta, device)
+            self._attributes[device] = dict(first.__dict__)
+            return first
+        made: Tensor = Tensor._make_subclass(  # type: ignore[attr-defined]
+            FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
+        )
+        if self._allow_unsafe_data_ptr_access:
+            torch._C._set_warn_deprecated_on_mutable_data_ptr(made)  # type: ignore[attr-defined]
+        else:
+            torch._C._set_throw_on_mutable_data_ptr(made)  # type: ignore[attr-defined]
+        made.__dict__.update(attributes)
+        return made
 
 
 def _suited(func: Any) -> bool:

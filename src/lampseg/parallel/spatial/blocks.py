@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lampseg.parallel.fake_state import FakeState
 from lampseg.parallel.spatial.forecast import Rehearsal
 from lampseg.partition.stretches import Stretch
+from lampseg.recording.fake_mode import Watching
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
 from lampseg.recording.kernels import storage_of, tensors_in, tensors_of
@@ -121,7 +121,7 @@ def _levels(first: "_Meter") -> list[tuple[str, ...]]:
     return [tuple(groups[depth]) for depth in sorted(groups)]
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(Watching):
     """Measures the segments of a rehearsal between the beginnings and ends of modules.
 
     Args:
