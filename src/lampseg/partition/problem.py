@@ -106,6 +106,7 @@ class Problem:
         options = Options(counts, self.replicas, self.schedule, self.recompute)
         memory = None if self.memory is None else tuple(limit / self.margin for limit in self.memory)
         fallback: Found | None = None
+        known: dict[Choices, tuple[DeviceLoad, ...]] = {}
         relaxed = False
         for _ in range(MOST_ROUNDS):
             found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
@@ -115,7 +116,7 @@ class Problem:
             each = found.plan.choices.devices
             limits = [min(self.memory[device::each]) / self.margin for device in range(each)]
             estimated = max(load.peak_bytes / limit for load, limit in zip(found.plan.devices, limits))
-            plan = self._rehearsed(found.plan, exactly=estimated < HOPELESS)
+            plan = self._rehearsed(found.plan, known) if estimated < HOPELESS else self._with_memory(found.plan)
             over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
             if over <= 1 and (found.fits or relaxed):
                 return Found(plan, fits=True)
@@ -153,17 +154,21 @@ class Problem:
                 )
         return plan
 
-    def _rehearsed(self, plan: Plan, *, exactly: bool = True) -> Plan:
-        loads = plan.devices
-        if self.rehearse is not None and exactly:
-            loads = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
+    def _rehearsed(self, plan: Plan, known: dict[Choices, tuple[DeviceLoad, ...]] | None = None) -> Plan:
+        """`known`: of choices that were rehearsed before."""
+        known = {} if known is None else known
+        if self.rehearse is not None and plan.choices not in known:
+            known[plan.choices] = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
+        return self._with_memory(replace(plan, devices=known.get(plan.choices, plan.devices)))
+
+    def _with_memory(self, plan: Plan) -> Plan:
         limits: Sequence[float] | None = self.memory
         each = plan.choices.devices
         return replace(
             plan,
             devices=tuple(
                 replace(load, memory_bytes=None if limits is None else min(limits[load.index :: each]))
-                for load in loads
+                for load in plan.devices
             ),
         )
 

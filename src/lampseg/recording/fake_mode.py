@@ -68,12 +68,13 @@ class DryMode(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._theirs = self.cache_enabled
         self._attributes: dict[torch.device, dict[str, Any]] = {}
         """Of a fake tensor on a device, as PyTorch's constructor sets them."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # as for `Watching`
+        return False  # see `Watching`
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -82,15 +83,13 @@ class DryMode(FakeTensorMode):
         if func is DEVICE and (device := fake_device(args[0])) is not None:
             return device
         key = self._key(func, args, kwargs)
-        if key is None:
-            DryMode.dispatched += 1
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        recipe = self._recipes.get(key)
-        if recipe is not None:
+        if key is not None and (recipe := self._recipes.get(key)) is not None:
             return self._made(recipe, args)
         DryMode.dispatched += 1
+        new = key is not None and key not in self._recipes
+        self.cache_enabled = self._theirs and not new  # one memory of a call will do
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if key not in self._recipes:
+        if new and key not in self._recipes:
             self._recipes[key] = self._recipe(func, args, kwargs, out)
         return out
 
