@@ -63,6 +63,8 @@ class Problem:
     """What the network of such a rank runs in, for the shape of a whole micro-batch."""
     cache: dict[tuple[object, ...], CostedNetwork] = field(default_factory=dict, compare=False, repr=False)
     """Of what was recorded; shared by the problems derived from one with `replace`."""
+    searched: dict[tuple[object, ...], Found] = field(default_factory=dict, compare=False, repr=False)
+    """What was found; shared in the same way."""
 
     def costed(self, micro_batches: int) -> CostedNetwork:
         """The network, costed for one micro-batch of a step that is cut into so many."""
@@ -109,7 +111,7 @@ class Problem:
         known: dict[Choices, tuple[DeviceLoad, ...]] = {}
         relaxed = False
         for _ in range(MOST_ROUNDS):
-            found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
+            found = self._searched(options, memory, on_way)
             if self.memory is None:
                 return replace(found, plan=self._rehearsed(found.plan))
             assert memory is not None
@@ -130,6 +132,15 @@ class Problem:
             relaxed = True
             memory = tuple(limit * estimated / over for limit in memory)
         return fallback or Found(plan, fits=False)
+
+    def _searched(self, options: Options, memory: tuple[float, ...] | None, on_way: Callable[[], None]) -> Found:
+        of = (self.batch, self.size, self.precision, self.hardware.source, self.loss, self.slabs, self.devices)
+        key = (*of, options, memory)
+        if key not in self.searched:
+            self.searched[key] = search(
+                self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way
+            )
+        return self.searched[key]
 
     def given(self, choices: Choices, *, digest: str, otherwise: Callable[[CostedNetwork], Plan] | None = None) -> Plan:
         """The plan of given choices.
