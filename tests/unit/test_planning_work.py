@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_recorded_for_few_sizes(memory: str, recordings: li
 def test_slabs_that_do_not_fit_are_rehearsed_few_times(
     memory: str, measured: int, rehearsed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two grids that cut alike; five levels of modules within modules, each of which once took a rehearsal on both."""
+    """Two grids that cut alike; each level of modules within modules once took a rehearsal on both."""
     measurements, slabs = [], []
     measure, cost = Meter.measure, forecast.slab_cost
 

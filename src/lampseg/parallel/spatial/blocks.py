@@ -2,9 +2,9 @@
 
 Rehearsals on fake tensors measure it. The first tells which modules could be worth it: those that are called once, keep
 more than what they return, and leave their inputs as they are. It also bounds what each of them takes, as it frees
-tensors as a second run does: one that runs again keeps at least what it returns, and in its backward, where all of
-its activations are there as well, needs no less than where they are kept. Modules that by these bounds could be part
-of what fits run again in further rehearsals, those that are not inside each other at once.
+tensors as a second run does: one that runs again keeps at least what it returns, in its second run reaches what its
+forward did, and then has all of its activations, so that its backward needs no less than if they had been kept. Modules
+that by these bounds could be part of what fits run again in further rehearsals, those not inside each other at once.
 """
 
 from collections.abc import Callable, Sequence
