@@ -13,6 +13,7 @@ from typing import Any
 
 _COMPILER = "torch._dynamo"
 _SETTINGS = "torch._dynamo.config"
+_CHECKPOINT = "torch.utils.checkpoint"
 
 
 @contextmanager
@@ -61,10 +62,15 @@ class _Stub(types.ModuleType):
 
     def disable(self, *args: Any, **kwargs: Any) -> Any:
         """The function as it is, where PyTorch asks in passing: outside compiled code it runs so anyway."""
-        if kwargs != {"wrapping": False} or not args or not isinstance(args[0], types.FunctionType):
+        function = args[0] if args else None
+        if not isinstance(function, types.FunctionType):
             return self._real().disable(*args, **kwargs)
-        self._marked.append(args[0])
-        return args[0]
+        if not kwargs and function.__module__ == _CHECKPOINT and function.__closure__:
+            return function  # one backward's
+        if kwargs != {"wrapping": False}:
+            return self._real().disable(*args, **kwargs)
+        self._marked.append(function)
+        return function
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # looked for in any module

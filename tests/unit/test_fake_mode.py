@@ -71,6 +71,8 @@ def test_single_calls_are_the_same(name: str) -> None:
                 (
                     *(t.shape, t.stride(), t.storage_offset(), t.dtype, t.device, t.untyped_storage().nbytes()),
                     *(t.untyped_storage()._cdata == own, t._version, t._is_view(), t.is_conj()),
+                    {name: value for name, value in t.__dict__.items() if name != "fake_mode"},
+                    t.__dict__["fake_mode"] is mode,
                 )
                 for t in found
             ]

@@ -9,10 +9,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import lampseg.parallel.spatial.forecast as forecast
 import lampseg.partition.costed as costed
 from lampseg.commands.plan import subject_of
 from lampseg.config import Config
 from lampseg.errors import UserError
+from lampseg.parallel.spatial.meter import Meter
 from lampseg.partition.problem import Problem
 from lampseg.partition.questions import largest_patch
 from lampseg.partition.search import Found
@@ -60,6 +62,34 @@ def test_what_does_not_fit_is_recorded_for_few_sizes(memory: str, recordings: li
     with pytest.raises(UserError, match="does not fit"):
         make_plans(subject(f"2x{memory}"))
     assert len(recordings) <= 2 + 4  # in float32 and bfloat16, and smaller ones
+
+
+@pytest.mark.parametrize(
+    ("memory", "measured", "rehearsed"),
+    [("1.005GiB", 1, 2), ("1.015GiB", 3, 3)],
+    ids=["far from fitting", "near to fitting"],
+)
+def test_slabs_that_do_not_fit_are_rehearsed_few_times(
+    memory: str, measured: int, rehearsed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two grids that cut alike; each level of modules within modules once took a rehearsal on both."""
+    measurements, slabs = [], []
+    measure, cost = Meter.measure, forecast.slab_cost
+
+    def measuring(meter: Meter, fake: Any) -> None:
+        measurements.append(meter)
+        measure(meter, fake)
+
+    def costing(*args: Any, **options: Any) -> Any:
+        slabs.append(args)
+        return cost(*args, **options)
+
+    monkeypatch.setattr(Meter, "measure", measuring)
+    monkeypatch.setattr(forecast, "slab_cost", costing)
+    with pytest.raises(UserError, match="does not fit"):
+        make_plans(subject(f"4x{memory}"))
+    assert len(measurements) <= measured
+    assert len(slabs) <= rehearsed
 
 
 @pytest.mark.parametrize("seed", range(30))

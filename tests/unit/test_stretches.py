@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lampseg.partition.stretches import Stretch, leanest, quickest
+from lampseg.partition.stretches import Stretch, leanest, least_peak, of_use, quickest
 
 Choice = tuple[float, int, tuple[str, ...]]
 
@@ -61,6 +61,19 @@ def test_equals_all_choices(seed: int) -> None:
         assert found.peak <= limit
         assert found.seconds == pytest.approx(min(fitting)[0])
         assert (pytest.approx(found.seconds), found.peak, found.modules) in fitting
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_of_use_against_all_choices(seed: int) -> None:
+    stretches, positions = chain(seed)
+    every = [(figures(way)[1], way) for way in every_way(stretches, positions)]
+    peaks = sorted({peak for peak, _ in every})
+    least = least_peak(stretches, positions=positions)
+    assert peaks[0] * (1 - 1e-6) <= least < peaks[0]
+    for limit in (*peaks[:: max(1, len(peaks) // 8)], peaks[0] - 1):
+        used = [stretch for peak, way in every if peak <= limit for stretch in way]
+        found = of_use(stretches, positions=positions, limit=limit)
+        assert found == [stretch for stretch in stretches if stretch in used], limit
 
 
 def test_nothing_runs_again_without_need() -> None:

@@ -63,6 +63,8 @@ class Problem:
     """What the network of such a rank runs in, for the shape of a whole micro-batch."""
     cache: dict[tuple[object, ...], CostedNetwork] = field(default_factory=dict, compare=False, repr=False)
     """Of what was recorded; shared by the problems derived from one with `replace`."""
+    searched: dict[tuple[object, ...], Found] = field(default_factory=dict, compare=False, repr=False)
+    """What was found; shared in the same way."""
 
     def costed(self, micro_batches: int) -> CostedNetwork:
         """The network, costed for one micro-batch of a step that is cut into so many."""
@@ -106,16 +108,17 @@ class Problem:
         options = Options(counts, self.replicas, self.schedule, self.recompute)
         memory = None if self.memory is None else tuple(limit / self.margin for limit in self.memory)
         fallback: Found | None = None
+        known: dict[Choices, tuple[DeviceLoad, ...]] = {}
         relaxed = False
         for _ in range(MOST_ROUNDS):
-            found = search(self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way)
+            found = self._searched(options, memory, on_way)
             if self.memory is None:
                 return replace(found, plan=self._rehearsed(found.plan))
             assert memory is not None
             each = found.plan.choices.devices
             limits = [min(self.memory[device::each]) / self.margin for device in range(each)]
             estimated = max(load.peak_bytes / limit for load, limit in zip(found.plan.devices, limits))
-            plan = self._rehearsed(found.plan, exactly=estimated < HOPELESS)
+            plan = self._rehearsed(found.plan, known) if estimated < HOPELESS else self._with_memory(found.plan)
             over = max(load.peak_bytes / limit for load, limit in zip(plan.devices, limits))
             if over <= 1 and (found.fits or relaxed):
                 return Found(plan, fits=True)
@@ -129,6 +132,15 @@ class Problem:
             relaxed = True
             memory = tuple(limit * estimated / over for limit in memory)
         return fallback or Found(plan, fits=False)
+
+    def _searched(self, options: Options, memory: tuple[float, ...] | None, on_way: Callable[[], None]) -> Found:
+        of = (self.batch, self.size, self.precision, self.hardware.source, self.loss, self.slabs, self.devices)
+        key = (*of, options, memory)
+        if key not in self.searched:
+            self.searched[key] = search(
+                self.costed, devices=self.devices, options=options, memory=memory, on_way=on_way
+            )
+        return self.searched[key]
 
     def given(self, choices: Choices, *, digest: str, otherwise: Callable[[CostedNetwork], Plan] | None = None) -> Plan:
         """The plan of given choices.
@@ -153,17 +165,21 @@ class Problem:
                 )
         return plan
 
-    def _rehearsed(self, plan: Plan, *, exactly: bool = True) -> Plan:
-        loads = plan.devices
-        if self.rehearse is not None and exactly:
-            loads = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
+    def _rehearsed(self, plan: Plan, known: dict[Choices, tuple[DeviceLoad, ...]] | None = None) -> Plan:
+        """`known`: of choices that were rehearsed before."""
+        known = {} if known is None else known
+        if self.rehearse is not None and plan.choices not in known:
+            known[plan.choices] = self.rehearse(self.costed(plan.micro_batches), plan, self.loss)
+        return self._with_memory(replace(plan, devices=known.get(plan.choices, plan.devices)))
+
+    def _with_memory(self, plan: Plan) -> Plan:
         limits: Sequence[float] | None = self.memory
         each = plan.choices.devices
         return replace(
             plan,
             devices=tuple(
                 replace(load, memory_bytes=None if limits is None else min(limits[load.index :: each]))
-                for load in loads
+                for load in plan.devices
             ),
         )
 

@@ -10,12 +10,13 @@ lead to anything better, and is dropped; so the result is exact. (Of more than M
 limit of each other count as one.)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MOST = 4096
-_HALVINGS = 22
+_NEAR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,51 @@ def quickest(stretches: Sequence[Stretch], *, positions: int, limit: float) -> W
 
 def leanest(stretches: Sequence[Stretch], *, positions: int) -> Way:
     """The choice that needs fewest bytes, and of those the one that runs least again; within 1e-6 of the bytes."""
-    best = quickest(stretches, positions=positions, limit=float("inf"))
-    assert best is not None, "keeping everything is a way"
-    low = 0.0
-    for _ in range(_HALVINGS):
-        middle = (low + best.peak) / 2
-        found = quickest(stretches, positions=positions, limit=middle)
-        if found is None:
-            low = middle
-        else:
-            best = found
+    best = quickest(stretches, positions=positions, limit=_least(stretches, positions)[1])
+    assert best is not None, "there is a way"
     return best
+
+
+def least_peak(stretches: Sequence[Stretch], *, positions: int) -> float:
+    """Bytes that every choice needs, and more than 1 - 1e-6 of what the leanest does."""
+    return _least(stretches, positions)[0]
+
+
+def of_use(stretches: Sequence[Stretch], *, positions: int, limit: float) -> list[Stretch]:
+    """Those that are part of some choice that needs at most `limit` bytes."""
+    fewest = _fewest(stretches, positions, limit)
+    # At each position, the most bytes that may be alive for there to be a way to the end.
+    most = [-math.inf] * positions + [limit]
+    for stretch in sorted(stretches, key=lambda stretch: -stretch.first):
+        most[stretch.first] = max(most[stretch.first], _most(stretch, most, limit))
+    return [stretch for stretch in stretches if fewest[stretch.first] <= _most(stretch, most, limit)]
+
+
+def _most(stretch: Stretch, most: Sequence[float], limit: float) -> float:
+    """Bytes that may be alive before a stretch."""
+    return min(limit - max(stretch.peak, stretch.kept, 0), most[stretch.last] - stretch.kept)
+
+
+def _fewest(stretches: Sequence[Stretch], positions: int, limit: float) -> list[float]:
+    """The fewest bytes alive at each position that choices within the limit get by with; inf: there is none."""
+    fewest = [0.0] + [math.inf] * positions
+    for stretch in sorted(stretches, key=lambda stretch: stretch.first):
+        alive = fewest[stretch.first]
+        if alive + max(stretch.peak, stretch.kept, 0) <= limit:
+            fewest[stretch.last] = min(fewest[stretch.last], alive + stretch.kept)
+    return fewest
+
+
+def _least(stretches: Sequence[Stretch], positions: int) -> tuple[float, float]:
+    """Two limits next to each other: within the first there is no choice, within the second there is."""
+    low, high = 0.0, float(sum(max(stretch.peak, stretch.kept, 0) for stretch in stretches))
+    while high - low > max(1.0, high) * _NEAR:
+        middle = (low + high) / 2
+        if _fewest(stretches, positions, middle)[-1] < math.inf:
+            high = middle
+        else:
+            low = middle
+    return low, high
 
 
 def _best(states: list[_State], limit: float) -> list[_State]:

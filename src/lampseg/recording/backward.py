@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lampseg.recording.fake_mode import DEVICE, fake_device
+from lampseg.recording.fake_mode import DEVICE, Watching, fake_device
 from lampseg.recording.graph import Graph
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
@@ -207,7 +206,7 @@ class _Numbering(TorchFunctionMode):
         return out
 
 
-class _Forward(TorchDispatchMode):
+class _Forward(Watching):
     def __init__(self, second: SecondPass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = second.live
@@ -224,7 +223,7 @@ class _Forward(TorchDispatchMode):
         return out
 
 
-class _Backward(TorchDispatchMode):
+class _Backward(Watching):
     def __init__(self, second: SecondPass) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.second = second

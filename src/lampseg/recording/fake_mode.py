@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lampseg.recording.fused_norms import FAKES
 
@@ -24,6 +25,14 @@ def fake_device(tensor: Any) -> Any:
     if type(tensor) is not FakeTensor:
         return None
     return torch.device("meta") if tensor.fake_mode.in_kernel_invocation else tensor.fake_device
+
+
+class Watching(TorchDispatchMode):
+    """A mode that watches the calls of dry runs."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is ever compiled, and the mark takes time at every call
 
 
 class _Result(NamedTuple):
@@ -61,10 +70,13 @@ class DryMode(FakeTensorMode):
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._theirs = self.cache_enabled
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
+        """Of a fake tensor on a device, as PyTorch's constructor sets them."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is ever compiled, and the mark takes time at every call
+        return False  # see `Watching`
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -74,20 +86,24 @@ class DryMode(FakeTensorMode):
             return device
         key = self._key(func, args, kwargs)
         if key is None:
-            return self._dispatched(func, types, args, kwargs)
+            return self._dispatched(func, types, args, kwargs, remembered=False)
         recipe = self._recipes.get(key)
         if recipe is not None:
             return self._made(recipe, args)
-        out = self._dispatched(func, types, args, kwargs)
+        new = key not in self._recipes
+        out = self._dispatched(func, types, args, kwargs, remembered=new)
         if key not in self._recipes:
             self._recipes[key] = self._recipe(func, args, kwargs, out)
         return out
 
-    def _dispatched(self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the call returns, anew."""
+    def _dispatched(
+        self, func: Any, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any], *, remembered: bool
+    ) -> Any:
+        """What the call returns, anew; `remembered` by us: one memory of a call will do."""
         DryMode.dispatched += 1
         fake = FAKES.get(func)
         if fake is None:
+            self.cache_enabled = self._theirs and not remembered
             return super().__torch_dispatch__(func, types, args, kwargs)
         with self:
             return fake(*args, **kwargs)
@@ -189,8 +205,25 @@ class DryMode(FakeTensorMode):
                         storage = args[result.argument].untyped_storage()
                         meta = torch.empty((0,), dtype=result.dtype, device="meta")
                         meta.set_(storage, result.offset, result.shape, result.stride)
-                    made.append(FakeTensor(self, meta, result.device))
+                    made.append(self._fake(meta, result.device))
         return made[0] if recipe.kind is None else recipe.kind(made)
+
+    def _fake(self, meta: Tensor, device: Any) -> Tensor:
+        """`FakeTensor(self, meta, device)`, but the constructor checks and sets everything for the first one only."""
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            first = FakeTensor(self, meta, device)
+            self._attributes[device] = dict(first.__dict__)
+            return first
+        made: Tensor = Tensor._make_subclass(  # type: ignore[attr-defined]
+            FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
+        )
+        if self._allow_unsafe_data_ptr_access:
+            torch._C._set_warn_deprecated_on_mutable_data_ptr(made)  # type: ignore[attr-defined]
+        else:
+            torch._C._set_throw_on_mutable_data_ptr(made)  # type: ignore[attr-defined]
+        made.__dict__.update(attributes)
+        return made
 
 
 def _suited(func: Any) -> bool:

@@ -5,15 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lampseg.recording.fake_mode import DEVICE, fake_device
+from lampseg.recording.fake_mode import DEVICE, Watching, fake_device
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
 
 
-class Kernels(TorchDispatchMode):
+class Kernels(Watching):
     """Lists the kernels that run under one operation: what they compute (FLOPs) and move (bytes).
 
     `on_kernel` is told of every kernel and the tensors it reads, before it runs.

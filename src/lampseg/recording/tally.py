@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lampseg.recording.fake_mode import DEVICE, DryMode, fake_device
+from lampseg.recording.fake_mode import DEVICE, DryMode, Watching, fake_device
 from lampseg.recording.kernel import Kernel
 from lampseg.recording.kernel_kinds import kernel_of
 from lampseg.recording.kernels import tensors_of
@@ -58,7 +57,7 @@ def tally(
     return Tally(tuple(forward.ran), tuple(backward.ran), saved, max(peak, live.peak) - saved)
 
 
-class _Listing(TorchDispatchMode):
+class _Listing(Watching):
     def __init__(self, live: LiveBytes, *, backward: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.backward = live, backward

@@ -1,7 +1,7 @@
 """One plan for each stage of the curriculum: the configuration as planning problems, solved before anything runs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from lampseg.config import StageConfig
@@ -78,7 +78,7 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
         found = problem.solve(on_way=on_way)
     except UserError as error:  # more devices than stages, for instance
         try:
-            instead: Found | None = in_slabs(subject, problem)
+            instead: Found | None = in_slabs(subject, problem, closest=False)
         except UserError:
             instead = None
         if instead is None or not instead.fits:
@@ -87,27 +87,34 @@ def _solved(subject: Subject, problem: Problem, *, on_way: Callable[[], None]) -
             raise
         why = Alternative(f"stages on {problem.devices} devices", None, None, f"not possible: {error}")
         return replace(instead, plan=replace(instead.plan, alternatives=(why,)))
+    if found.fits:
+        other = _beside(subject, problem, found)
+        alternatives = (*found.plan.alternatives[:1], other, *found.plan.alternatives[1:])
+        return replace(found, plan=replace(found.plan, alternatives=alternatives))
+    why = Alternative(describe_choices(found.plan.choices), None, found.plan.peak_bytes, "does not fit")
+    with suppress(UserError):
+        slabs = in_slabs(subject, problem, closest=False)
+        if slabs.fits:
+            return replace(slabs, plan=replace(slabs.plan, alternatives=(why,)))
+    found_mixed = any_mixture(subject, problem, on_way=on_way)
+    if found_mixed is None:
+        return found
+    other = _beside(subject, problem, found)
+    return replace(found_mixed, plan=replace(found_mixed.plan, alternatives=(why, other)))
+
+
+def _beside(subject: Subject, problem: Problem, found: Found) -> Alternative:
+    """What slabs alone would do, beside a plan of stages."""
     try:
         slabs = in_slabs(subject, problem, roughly=found.fits, open_to_recompute=not found.fits)
     except UserError as error:
-        other = Alternative(f"slabs on {problem.devices} devices", None, None, f"not possible: {error}")
-    else:
-        if slabs.fits and not found.fits:
-            why = Alternative(describe_choices(found.plan.choices), None, found.plan.peak_bytes, "does not fit")
-            return replace(slabs, plan=replace(slabs.plan, alternatives=(why,)))
-        time = slabs.plan.step_seconds / found.plan.step_seconds - 1
-        verdict = f"{time:+.0%} in time, but rounds otherwise than one device; parallel.mode: spatial chooses it"
-        if not slabs.fits:
-            verdict = "does not fit" + (" without recompute" if problem.recompute is None and found.fits else "")
-        label = describe_choices(slabs.plan.choices)
-        other = Alternative(label, slabs.plan.step_seconds if slabs.fits else None, slabs.plan.peak_bytes, verdict)
-    if not found.fits and (found_mixed := any_mixture(subject, problem, on_way=on_way)) is not None:
-        why = Alternative(describe_choices(found.plan.choices), None, found.plan.peak_bytes, "does not fit")
-        return replace(found_mixed, plan=replace(found_mixed.plan, alternatives=(why, other)))
-    return replace(
-        found,
-        plan=replace(found.plan, alternatives=(*found.plan.alternatives[:1], other, *found.plan.alternatives[1:])),
-    )
+        return Alternative(f"slabs on {problem.devices} devices", None, None, f"not possible: {error}")
+    time = slabs.plan.step_seconds / found.plan.step_seconds - 1
+    verdict = f"{time:+.0%} in time, but rounds otherwise than one device; parallel.mode: spatial chooses it"
+    if not slabs.fits:
+        verdict = "does not fit" + (" without recompute" if problem.recompute is None and found.fits else "")
+    label = describe_choices(slabs.plan.choices)
+    return Alternative(label, slabs.plan.step_seconds if slabs.fits else None, slabs.plan.peak_bytes, verdict)
 
 
 @uncollected()

@@ -2,24 +2,32 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from lampseg.errors import UserError
-from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.forecast import Rehearsed, slab_plan
 from lampseg.parallel.spatial.grids import choices_for, grids, slab_plans
 from lampseg.parallel.spatial.mixed import by_rank, on_slabs
-from lampseg.parallel.spatial.recompute import Recompute
 from lampseg.partition.problem import Problem
 from lampseg.partition.search import Found
 from lampseg.training.slab_recompute import HOPELESS, best_of, lack, with_recompute
 from lampseg.training.subject import Subject
 
 
-def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_to_recompute: bool = True) -> Found:
+def in_slabs(
+    subject: Subject,
+    problem: Problem,
+    *,
+    roughly: bool = False,
+    open_to_recompute: bool = True,
+    closest: bool = True,
+) -> Found:
     """The fastest plan that cuts volumes into slabs, of those that fit; or the one that lacks least.
 
     Args:
         roughly: take the first grid, and all slabs to be alike: for an alternative that is only named.
         open_to_recompute: where nothing fits, and `parallel.recompute` allows it, let modules run again.
+        closest: False: where nothing fits, any plan will do.
 
     Raises:
         UserError: the devices can't share volumes; or the network is not known to be exact on slabs.
@@ -32,6 +40,8 @@ def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_
         )
     count = problem.counts()[0]
     model, slabs = problem.costed(count), subject.config.parallel.slabs
+    known: Rehearsed = {}
+    plan_of = partial(slab_plan, model, stride=subject.stride, loss=problem.loss, memory=problem.memory, known=known)
     if slabs == "auto":
         plans = list(
             slab_plans(
@@ -43,6 +53,7 @@ def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_
                 loss=problem.loss,
                 memory=problem.memory,
                 most=1 if roughly else 2,
+                known=known,
             )
         )
     else:
@@ -52,19 +63,22 @@ def in_slabs(subject: Subject, problem: Problem, *, roughly: bool = False, open_
                 f"parallel.slabs: {'x'.join(map(str, slabs))} slabs and {replicas} copies of the network are for "
                 f"{choices.processes} devices, there are {problem.devices}"
             )
-        plans = [
-            slab_plan(model, choices, stride=subject.stride, loss=problem.loss, memory=problem.memory, roughly=True)
-        ]
-    found = [Found(plan, fits=lack(plan, problem) <= 1) for plan in plans]
-    searches: dict[tuple[int, ...], Recompute] = {}
-    stride = subject.stride
-    found = with_recompute(found, problem, model, stride=stride, searches=searches, allowed=open_to_recompute)
-    best = best_of(found, problem)
+        plans = [plan_of(choices, roughly=True)]
+    search = partial(
+        with_recompute,
+        problem=problem,
+        model=model,
+        stride=subject.stride,
+        searches={},
+        known=known,
+        allowed=open_to_recompute,
+        closest=closest,
+    )
+    best = best_of(search([Found(plan, fits=lack(plan, problem) <= 1) for plan in plans]), problem)
     if roughly or lack(best.plan, problem) > HOPELESS:
         return best
-    plan = slab_plan(model, best.plan.choices, stride=subject.stride, loss=problem.loss, memory=problem.memory)
-    exact = [Found(plan, fits=lack(plan, problem) <= 1)]
-    return with_recompute(exact, problem, model, stride=stride, searches=searches, exactly=True)[0]
+    plan = plan_of(best.plan.choices)
+    return search([Found(plan, fits=lack(plan, problem) <= 1)], exactly=True)[0]
 
 
 def mixed(subject: Subject, problem: Problem, *, on_way: Callable[[], None] = lambda: None) -> Found:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.forecast import Rehearsed
 from lampseg.parallel.spatial.recompute import Recompute
 from lampseg.partition.costed import CostedNetwork
 from lampseg.partition.plan import Plan
@@ -20,8 +20,10 @@ def with_recompute(
     *,
     stride: Sequence[int],
     searches: dict[tuple[int, ...], Recompute],
+    known: Rehearsed,
     allowed: bool = True,
     exactly: bool = False,
+    closest: bool = True,
 ) -> list[Found]:
     """The same plans, if one of them fits; else with those modules run again that take least time, or least memory.
 
@@ -29,10 +31,13 @@ def with_recompute(
     does `all_but_last`, as the backward of each micro-batch follows its forward at once.
 
     Args:
-        found: plans with slabs. The one that lacks least is searched; others only if that comes near to fitting.
+        found: plans with slabs. The one that lacks least is searched; others only if that comes near to fitting, and if
+            their slabs do not keep, take and send the same bytes.
         searches: by grid, those made so far: what a module takes is measured once.
+        known: slabs that were rehearsed before; those rehearsed now are added.
         allowed: False takes `auto` for `none`.
         exactly: rehearse every kind of slab; else the fullest only.
+        closest: False: a plan that does not come near to fitting may be returned as it is.
     """
     always = problem.recompute == "all"
     if always and all(each.plan.choices.recomputed for each in found):
@@ -40,13 +45,21 @@ def with_recompute(
     if not always and (problem.recompute is not None or not allowed or any(each.fits for each in found)):
         return list(found)
     ways: list[Found] = []
+    enough = False
+    searched: set[tuple[int, ...]] = set()
     for each in sorted(found, key=lambda each: lack(each.plan, problem)):
-        if ways and not always and (ways[0].fits or lack(ways[0].plan, problem) > HOPELESS):
-            break
+        if not always and (enough or _bytes_of(each.plan) in searched):
+            continue
+        searched.add(_bytes_of(each.plan))
         grid = each.plan.choices.slabs
         if grid not in searches:
-            searches[grid] = Recompute(model, each.plan.choices, stride=stride, loss=problem.loss)
-        ways.append(_recomputing(searches[grid], problem, model, stride=stride, exactly=exactly))
+            searches[grid] = Recompute(model, each.plan.choices, stride=stride, loss=problem.loss, known=known)
+        search = searches[grid]
+        way = _recomputing(search, problem, exactly=exactly, closest=closest)
+        if not ways and problem.memory is not None:
+            least = lack(way.plan, problem) if way else search.least_lack(problem.memory, margin=problem.margin)
+            enough = least > HOPELESS or (way is not None and way.fits)
+        ways.append(way or each)
     return ways
 
 
@@ -63,13 +76,20 @@ def lack(plan: Plan, problem: Problem) -> float:
     return max(load.peak_bytes * problem.margin / (load.memory_bytes or float("inf")) for load in plan.devices)
 
 
-def _recomputing(
-    search: Recompute, problem: Problem, model: CostedNetwork, *, stride: Sequence[int], exactly: bool
-) -> Found:
-    if problem.memory is not None and problem.recompute != "all":
-        fitting = search.fitting(problem.memory, margin=problem.margin, exactly=exactly)
+def _bytes_of(plan: Plan) -> tuple[int, ...]:
+    """Of a plan with slabs: by these, grids that cut other dimensions in the same way are alike."""
+    (stage,) = plan.stages
+    return stage.activation_bytes, stage.extra_bytes, stage.send_bytes, *(load.peak_bytes for load in plan.devices)
+
+
+def _recomputing(search: Recompute, problem: Problem, *, exactly: bool, closest: bool) -> Found | None:
+    """None: nothing comes near to fitting, and what comes nearest is not asked for."""
+    memory, margin = problem.memory, problem.margin
+    if memory is not None and problem.recompute != "all":
+        fitting = search.fitting(memory, margin=margin, exactly=exactly)
         if fitting is not None:
             return Found(fitting, fits=True)
-    choices = search.least_memory()
-    least = slab_plan(model, choices, stride=stride, loss=problem.loss, memory=problem.memory, roughly=not exactly)
+        if not closest and search.hopeless(memory, margin=margin):
+            return None
+    least = search.plan(search.least_memory(), memory, exactly=exactly)
     return Found(least, fits=lack(least, problem) <= 1)

@@ -35,6 +35,10 @@ class SlabCost:
     collectives: int
 
 
+Rehearsed = dict[tuple[Any, ...], SlabCost]
+"""What slabs cost, by grid, kind of slab and modules that run again; of one network, its loss and micro-batches."""
+
+
 def slab_plan(
     model: CostedNetwork,
     choices: Choices,
@@ -43,6 +47,7 @@ def slab_plan(
     loss: MicroBatchLoss | None = None,
     memory: Sequence[float] | None = None,
     roughly: bool = False,
+    known: Rehearsed | None = None,
 ) -> Plan:
     """The Plan of given choices with slabs.
 
@@ -51,6 +56,7 @@ def slab_plan(
         stride: the network's total down-sampling along each spatial dimension.
         memory: bytes of each process.
         roughly: take all slabs to be as the thickest, which is quick: each kind of slab takes a second or two.
+        known: slabs that were rehearsed before; those rehearsed now are added.
 
     Raises:
         UserError: the choices contradict each other, name what is no module, or a volume has fewer planes than ranks.
@@ -61,19 +67,21 @@ def slab_plan(
     shape = model.graph.input.shape
     slabs = choices.slabs[: len(shape) - 2]
     places = list(itertools.product(*(range(count) for count in slabs)))
-    costs: dict[Any, SlabCost] = {}
     kinds = [_kind(slabs, where, shape=shape, stride=stride) for where in places]
     if roughly:  # one that has most
         kinds = [max(kinds)] * len(kinds)
-    with fake_state(model.network) as fake:
-        # The last of a kind stands for it: a strided convolution reads planes before its slab, but none behind.
-        for kind, where in reversed(list(zip(kinds, places, strict=True))):
-            if kind not in costs and kind == _kind(slabs, where, shape=shape, stride=stride):
-                hold_anew(model, fake, choices)
-                costs[kind] = slab_cost(
-                    model, fake, slabs, where, stride=stride, loss=loss, recomputed=choices.recomputed
-                )
-    each = [costs[kind] for kind in kinds]
+    known = {} if known is None else known
+    keys = [(slabs, kind, choices.recomputed, choices.share > 1) for kind in kinds]
+    if not all(key in known for key in keys):
+        with fake_state(model.network) as fake:
+            # The last of a kind stands for it: a strided convolution reads planes before its slab, but none behind.
+            for key, where in reversed(list(zip(keys, places, strict=True))):
+                if key not in known and key[1] == _kind(slabs, where, shape=shape, stride=stride):
+                    hold_anew(model, fake, choices)
+                    known[key] = slab_cost(
+                        model, fake, slabs, where, stride=stride, loss=loss, recomputed=choices.recomputed
+                    )
+    each = [known[key] for key in keys]
     # At the pace of the slowest slab: the others wait for its halos.
     slowest = max(each, key=lambda cost: cost.forward_seconds + cost.backward_seconds)
     stage = replace(

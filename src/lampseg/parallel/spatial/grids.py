@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lampseg.errors import UserError
-from lampseg.parallel.spatial.forecast import slab_plan
+from lampseg.parallel.spatial.forecast import Rehearsed, slab_plan
 from lampseg.partition.costed import CostedNetwork, MicroBatchLoss
 from lampseg.partition.plan import Choices, Plan
 
@@ -50,8 +50,12 @@ def slab_plans(
     loss: MicroBatchLoss | None = None,
     memory: Sequence[float] | None = None,
     most: int = 2,
+    known: Rehearsed | None = None,
 ) -> Iterator[Plan]:
     """Rough plans that cut volumes between so many ranks: by the grids with the smallest surfaces.
+
+    Args:
+        known: slabs that were rehearsed before; those rehearsed now are added.
 
     Raises:
         UserError: no grid leaves every rank a slab.
@@ -66,4 +70,4 @@ def slab_plans(
         )
     for grid in found[:most]:
         choices = choices_for(model, grid, micro_batches=micro_batches, replicas=replicas)
-        yield slab_plan(model, choices, stride=stride, loss=loss, memory=memory, roughly=True)
+        yield slab_plan(model, choices, stride=stride, loss=loss, memory=memory, roughly=True, known=known)
