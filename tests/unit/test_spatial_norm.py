@@ -1,5 +1,6 @@
 """Norms on slabs by both ways: CUDA's operators, played by plain arithmetic that is as strict, and the others."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -175,4 +176,18 @@ def test_fake_results_are_as_the_real_ones(sets: Sets, affine: bool, monkeypatch
     out, _ = normalise(x, weight, weight, eps=1e-5, sets=sets, cuts=[cut], fused=True)
     out.sum().backward()
     assert set(seen) == set(PLAYED) - ({"batch_norm_backward_elemt"} if sets.groups else set())
-    assert {f"aten::{name}" for name in PLAYED} == {func.name() for func in FAKES}
+    assert {f"aten::{name}" for name in PLAYED} == {func.name() for func in FAKES} - {"aten::batch_norm_update_stats"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_fake_statistics_are_as_the_real_ones_and_take_no_memory(dtype: torch.dtype) -> None:
+    """PyTorch has no fake kernel of the CPU's: it would run the real one, on zeros of the volume's size."""
+    operator = torch.ops.aten.batch_norm_update_stats.default
+    for tables in (None, torch.promote_types(dtype, torch.float32)):
+        found = []
+        for size in (4, 2**14):  # the larger one has 12 TiB and more
+            with DryMode() if size > 4 else contextlib.nullcontext():
+                x = torch.empty(1, 3, size, size, size // 2, dtype=dtype)
+                running = None if tables is None else torch.zeros(3, dtype=tables)
+                found.append([(t.shape, t.dtype) for t in operator(x, running, running, 0.0)])
+        assert found[0] == found[1]

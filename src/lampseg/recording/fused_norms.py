@@ -1,4 +1,7 @@
-"""What CUDA's operators of a synchronised batch norm return, for dry runs: PyTorch can't tell for fake tensors."""
+"""What the operators of a synchronised batch norm return, for dry runs.
+
+PyTorch can't tell for fake tensors: of CUDA's it says so, and the CPU's it would run, on real memory as large.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +40,13 @@ def _sums(
     return *sums, *(torch.empty_like(weight) if weight is not None and on else None for on in (to_weight, to_bias))
 
 
+def _counted(x: Tensor, running_mean: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype if running_mean is None else running_mean.dtype
+    return x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
 FAKES: dict[Any, Callable[..., Any]] = {
+    _aten.batch_norm_update_stats.default: _counted,
     _aten.batch_norm_stats.default: _stats,
     _aten.batch_norm_gather_stats_with_counts.default: _gathered,
     _aten.batch_norm_elemt.default: _applied,
