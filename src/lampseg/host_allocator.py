@@ -26,8 +26,8 @@ def freed_memory_kept(*, wanted: bool = True) -> Iterator[None]:
 
     Does nothing where the C library is not glibc.
     """
-    libc = ctypes.CDLL(None) if wanted and sys.platform == "linux" else None
-    if libc is None or not all(hasattr(libc, name) for name in ("mallopt", "malloc_trim")):
+    libc = _glibc() if wanted else None
+    if libc is None:
         yield
         return
     # All from the heap, whose end is never given back.
@@ -40,4 +40,17 @@ def freed_memory_kept(*, wanted: bool = True) -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         libc.mallopt(_MMAP_THRESHOLD, _SETTLED)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _SETTLED)
+        give_back()
+
+
+def give_back() -> None:
+    """Returns what has been freed and kept so far to the system."""
+    libc = _glibc()
+    if libc is not None:
         libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """None where the C library is another."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if libc is not None and all(hasattr(libc, name) for name in ("mallopt", "malloc_trim")) else None

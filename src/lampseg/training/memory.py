@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lampseg.host_allocator import give_back
 from lampseg.recording.live import LiveBytes
 
 _STATUS = Path("/proc/self/status")
@@ -32,10 +33,11 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
+            if self._base is None:  # not earlier: libraries that are loaded late are no part of a step
+                give_back()  # else a step that takes kept memory seems to take none
+                self._base = _resident("VmRSS")
             with contextlib.suppress(OSError):
                 _RESET.write_text("5")  # sets the high-water mark back to what is resident now
-            if self._base is None:  # not earlier: libraries that are loaded late are no part of a step
-                self._base = _resident("VmRSS")
 
     def read(self) -> int:
         """Peak bytes since `reset`."""
