@@ -109,6 +109,7 @@ def main() -> None:
     load = QUICK if chosen.quick else LOAD
     path = None
     if not chosen.quick:
+        (chosen.out / "hardware.json").unlink(missing_ok=True)  # of an earlier run, perhaps on another machine
         path = str(calibrate(devices="2", out=chosen.out / "hardware.json"))
     hardware = hardware_for(kind="cpu", name=path or "cpu", processes=2)
     model = cost_network(load.network(), shape=load.shape, hardware=hardware, name="U-Net")

@@ -45,6 +45,7 @@ def times(cases: tuple[Case, ...], *, out: Path, quick: bool) -> tuple[dict[str,
     if not quick:
         path = str(out / "hardware.json")
         os.environ["LAMPSEG_HARDWARE"] = path
+        Path(path).unlink(missing_ok=True)  # of an earlier run, perhaps on another machine
         calibrate(devices="2", out=Path(path))
     plans = [planned(case, path=path)[1] for case in cases]
     measured = run_ranks(measure_seconds, 2, list(zip(cases, plans, strict=True)), 2 if quick else ROUNDS)[0]

@@ -173,6 +173,14 @@ def test_a_named_file_serves_the_nearest_number_of_processes(tmp_path: Path) -> 
         read_calibration(path, kind="cuda", processes=1)
 
 
+def test_of_a_named_file_this_machine_takes_its_own_entries(tmp_path: Path) -> None:
+    """A benchmark's file had gone from machine to machine: plans were made with the first one's figures."""
+    path = tmp_path / "shared.json"
+    write_calibration(measured(2, name="elsewhere"), path)
+    write_calibration(measured(4), path)
+    assert hardware_for(kind="cpu", name=str(path), processes=2).name == device_name("cpu")
+
+
 def broken(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "hardware.json"
     path.write_text(text)

@@ -114,8 +114,10 @@ def find_calibration(*, kind: str, device: str | None, processes: int, threads: 
     return None
 
 
-def read_calibration(path: Path, *, kind: str, processes: int) -> Hardware:
+def read_calibration(path: Path, *, kind: str, processes: int, device: str | None = None) -> Hardware:
     """The entry of a file that the user names: of this kind, for this or else the nearest number of processes.
+
+    If it has entries of `device` (as this machine calls its own), one of these.
 
     Raises:
         UserError: it can't be read or has no entry of this kind.
@@ -123,7 +125,9 @@ def read_calibration(path: Path, *, kind: str, processes: int) -> Hardware:
     entries = [entry for entry in read_calibrations(path) if entry.hardware.kind == kind]
     if not entries:
         raise UserError(f"{path}: holds no calibration of a {kind} device; calibrate on a machine that has one")
-    return _sourced(min(entries, key=lambda entry: abs(entry.hardware.processes - processes)), path)
+    # A file that went from machine to machine begins with the entries of others.
+    own = [entry for entry in entries if entry.hardware.name == device] or entries
+    return _sourced(min(own, key=lambda entry: abs(entry.hardware.processes - processes)), path)
 
 
 def _sourced(entry: Calibration, path: Path) -> Hardware:

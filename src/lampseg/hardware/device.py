@@ -130,7 +130,7 @@ def hardware_for(*, kind: Literal["cpu", "cuda"], name: str | None = None, proce
         found = find_calibration(kind=kind, device=device_name(kind), processes=processes, threads=threads)
         return found or local_preset(kind, device=device_name(kind), threads=threads)
     if is_path(name):
-        return read_calibration(Path(name), kind=kind, processes=processes)
+        return read_calibration(Path(name), kind=kind, processes=processes, device=device_name(kind))
     memory = parse_bytes(name)
     if memory is None:
         return preset(name, kind=kind, threads=threads)
